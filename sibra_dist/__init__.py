@@ -1,0 +1,3 @@
+"""SiBRA-Dist: a distributed trainer for single-branch recommender models."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,184 @@
+"""The command line. Each verb reads a configuration, calls one function and shows what came of it.
+
+An error that the user can put right is one line on the standard error stream and exit code 2. Spark and Ray are imported
+by the verbs that need them, so that the others start at once.
+"""
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.logging import RichHandler
+
+from sibra_dist import __version__
+from sibra_dist.config import load_config
+from sibra_dist.errors import ConfigError, SibraError
+from sibra_dist.terminal import console, errors, progress_bar, stages
+
+app = typer.Typer(
+    help="Train single-branch recommenders: fetch data, prepare it with Spark, train and search with Ray, evaluate.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a packaged recipe.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings that replace the file's: training.epochs=3")
+]
+Workers = Annotated[int, typer.Option(min=0, help="Ray Train workers; 0 works in this process.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line with `arguments`, by default those of the process, and exit."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors, show_time=False, show_path=False)]
+    )
+    logging.getLogger("sibra_dist").setLevel(logging.INFO)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # libraries' deprecations are for developers; the tests turn them into errors
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="sibra-dist")
+    except SibraError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A public dataset: ml-100k.")],
+    to: Annotated[Path | None, typer.Option(help="Folder to fetch into; by default data/NAME.")] = None,
+    source: Annotated[Path | None, typer.Option("--from", help="An archive or folder that you have already.")] = None,
+) -> None:
+    """Fetch a public dataset from its owner, or else from a mirror, and verify it."""
+    from sibra_dist.data.sources import SOURCES
+    from sibra_dist.data.sources import fetch as fetch_source
+
+    folder = to or Path("data") / name
+    with stages("fetching") as progress:
+        fetch_source(name, folder, source, progress)
+    console.print(f"{name} is in {folder}\n{SOURCES[name].licence}", soft_wrap=True)
+
+
+@app.command()
+def prepare(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    to: Annotated[Path, typer.Option(help="Folder of the dataset.")] = ...,  # type: ignore[assignment]
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another dataset in that folder.")] = False,
+) -> None:
+    """Build a dataset from raw files with Spark."""
+    from sibra_dist.etl.config import PrepareConfig
+    from sibra_dist.etl.pipeline import STAGES
+    from sibra_dist.etl.pipeline import prepare as build
+    from sibra_dist.report import dataset_table
+
+    settings = load_config(PrepareConfig, config, overrides or ())
+    with stages("preparing", STAGES) as stage:
+        manifest = build(settings, to, overwrite, stage)
+    console.print(dataset_table(manifest, to))
+
+
+@app.command()
+def train(
+    config: Annotated[str | None, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a packaged recipe.")] = None,
+    overrides: Overrides = None,
+    to: Annotated[Path | None, typer.Option(help="Run folder; by default runs/CONFIG-DATE-TIME.")] = None,
+    workers: Workers = 0,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue this run instead of starting one.")] = None,
+) -> None:
+    """Train a model and keep its best state in a run folder."""
+    from sibra_dist.data.dataset import open_dataset
+    from sibra_dist.report import training_summary
+    from sibra_dist.training.config import TrainConfig
+    from sibra_dist.training.loop import Callbacks, Trainer
+    from sibra_dist.training.run_folder import RunFolder, open_run
+
+    if resume is not None:
+        if config is not None:
+            raise ConfigError("--resume continues a run with its own configuration: give no CONFIG and no settings beside it")
+        run, settings, dataset = open_run(resume)
+    else:
+        if config is None:
+            raise ConfigError("give a CONFIG, or --resume RUN")
+        settings = load_config(TrainConfig, config, overrides or ())
+        dataset = open_dataset(settings.dataset)
+        settings = settings.model_copy(update={"dataset": str(dataset.path.resolve())})
+        run = RunFolder(to or Path("runs") / f"{Path(config).stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+        run.create(settings, dataset)
+    with progress_bar() as show:
+        if workers == 0:
+            Trainer(settings, dataset, run, Callbacks(progress=show)).fit()
+        else:
+            from sibra_dist.training.ray_train import train_on_ray
+
+            train_on_ray(run, settings, workers, show)
+    console.print(training_summary(run))
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    split: Annotated[Literal["validation", "test"], typer.Option(help="The split to rank.")] = "test",
+    hide: Annotated[list[str] | None, typer.Option(help="A modality the model shall not see, such as items.interactions.")] = None,
+    dataset: Annotated[Path | None, typer.Option(help="Where the run's dataset lies now, if it has moved.")] = None,
+    workers: Workers = 0,
+) -> None:
+    """Evaluate a run's best model by full ranking."""
+    from sibra_dist.report import evaluation_table
+    from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run, read_evaluation
+    from sibra_dist.training.run_folder import open_run
+
+    request = EvaluationRequest(split, tuple(hide or ()), str(dataset.resolve()) if dataset else None)
+    folder, settings, _ = open_run(run, request.dataset)
+    if workers == 0:
+        evaluate_run(folder, request)
+    else:
+        from sibra_dist.training.ray_train import evaluate_on_ray
+
+        evaluate_on_ray(folder, settings, request, workers)
+    console.print(evaluation_table(read_evaluation(folder, request)))
+
+
+@app.command()
+def tune(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    to: Annotated[Path | None, typer.Option(help="Folder of the search; by default runs/tune-CONFIG-DATE-TIME.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Ray Train workers of each trial; 0 trains in the trial's own process.")] = 0,
+) -> None:
+    """Search hyperparameters with Ray Tune, as the configuration's `tune` section says."""
+    from sibra_dist.report import trials_table
+    from sibra_dist.training.config import TrainConfig
+    from sibra_dist.training.tune import search
+
+    settings = load_config(TrainConfig, config, overrides or ())
+    folder = to or Path("runs") / f"tune-{Path(config).stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    with stages("searching") as tell:
+        trials = search(settings, folder, workers, tell)
+    console.print(trials_table(trials, settings))
+    console.print(f"best configuration  {folder / 'best.yaml'}", soft_wrap=True)
+
+
+@app.command()
+def report(runs: Annotated[list[Path], typer.Argument(help="Evaluated run folders.")]) -> None:
+    """Compare the evaluated runs on the test split, side by side."""
+    from sibra_dist.report import comparison_table
+
+    console.print(comparison_table(runs))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    console.print(__version__)
+
+
+if __name__ == "__main__":
+    main()

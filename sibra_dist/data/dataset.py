@@ -1,0 +1,218 @@
+"""Opens a prepared dataset as tensors that are memory-mapped from a cache on this node.
+
+The first process of a node that opens a dataset verifies its shards and decodes them, once, into flat arrays; every
+other process, and every later run, maps those arrays. So ranks of one node share one copy in the page cache, and a
+dataset larger than a rank's memory can be opened.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from sibra_dist.data.cache import Arrays, ArrayWriter, cached_arrays
+from sibra_dist.data.manifest import FeatureSpec, Manifest, Shard, Side
+
+SPLITS = ("train", "validation", "test")
+HeldOut = Literal["validation", "test"]
+
+
+@dataclass(frozen=True)
+class Csr:
+    """A sparse 0/1 matrix by row: the columns of row r are `indices[indptr[r]:indptr[r + 1]]`, in ascending order."""
+
+    indptr: Tensor
+    """int64 [rows + 1]"""
+    indices: Tensor
+    """int32 [nnz]"""
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+        return self.indptr.numel() - 1
+
+    @property
+    def nnz(self) -> int:
+        """Number of entries."""
+        return self.indices.numel()
+
+    def lengths(self, rows: Tensor | None = None) -> Tensor:
+        """Entries of each row, or of each of `rows`: int64."""
+        if rows is None:
+            return self.indptr.diff()
+        return self.indptr[rows + 1] - self.indptr[rows]
+
+    def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The entries of some rows, end to end: columns int32 [total], and where each row starts int64 [len(rows)]."""
+        lengths = self.lengths(rows)
+        starts = lengths.cumsum(0) - lengths
+        shift = torch.repeat_interleave(self.indptr[rows] - starts, lengths)
+        positions = torch.arange(shift.numel(), device=shift.device) + shift
+        return self.indices[positions], starts
+
+    def to(self, device: torch.device) -> "Csr":
+        """The same matrix on another device."""
+        return Csr(self.indptr.to(device), self.indices.to(device))
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One feature of every user or every item, with who has it."""
+
+    spec: FeatureSpec
+    present: Tensor
+    """bool [entities]"""
+    values: Tensor | Csr
+    """category: int32 [entities] codes; tags: `Csr` of codes; numeric, vector: float32 [entities, size]. Zero where absent."""
+
+
+@dataclass(frozen=True)
+class Entities:
+    """The users, or the items, of a dataset."""
+
+    count: int
+    split: Tensor
+    """int8 [count]: in which of `SPLITS` each first appears"""
+    histories: Csr
+    """training interactions: columns are entities of the other side"""
+    features: dict[str, Feature]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared dataset; see `sibra_dist.data.manifest` for what is on disk."""
+
+    path: Path
+    manifest: Manifest
+    users: Entities
+    items: Entities
+    held_out: dict[HeldOut, tuple[Tensor, Csr]]
+    """Users that hold something out, int32 [n] ascending, and their items, a row each of those users."""
+
+    @cached_property
+    def training_items(self) -> Tensor:
+        """Items that training may show, int64 ascending: all but the cold ones."""
+        return torch.nonzero(self.items.split == 0).flatten()
+
+    def candidates(self, split: HeldOut) -> Tensor:
+        """Items that are ranked in a split, int64 ascending: all, or in item cold start the split's own."""
+        if self.manifest.protocol.cold_items:
+            return torch.nonzero(self.items.split == SPLITS.index(split)).flatten()
+        return torch.arange(self.items.count)
+
+    def masked(self, split: HeldOut, users: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """What is not recommended again: training items, and when testing validation items too.
+
+        Args:
+            split: the split that is ranked.
+            users: int64 [n] users.
+
+        Returns:
+            Pairs (row int64 [m], item int64 [m]) where row is a position in `users`.
+        """
+        pairs = [_pairs(self.users.histories, users)]
+        if split == "test":
+            holders, held = self.held_out["validation"]
+            position = torch.searchsorted(holders, users.to(holders.dtype)).clamp(max=max(len(holders) - 1, 0))
+            known = torch.nonzero(holders[position] == users).flatten() if len(holders) else position[:0]
+            rows, items = _pairs(held, position[known])
+            pairs.append((known[rows], items))
+        return pairs
+
+    def ids(self, side: Side) -> pa.ChunkedArray:
+        """The external ids, in index order; read from the shards, so not for inner loops."""
+        return pa.chunked_array(
+            [_read(self.path, shard, ["id"])["id"].combine_chunks() for shard in self.manifest.shards[side]], pa.string()
+        )
+
+
+def open_dataset(path: str | Path, cache: Path | None = None) -> Dataset:
+    """Open the dataset in folder `path`.
+
+    Args:
+        path: the dataset folder.
+        cache: where decoded arrays are kept; by default `sibra_dist.data.cache.default_cache()`.
+
+    Raises:
+        DatasetError: no dataset is there, it is damaged, or a newer version wrote it.
+    """
+    path = Path(path)
+    manifest = Manifest.read(path)
+    arrays = cached_arrays(path, manifest, cache, _decode)
+    return Dataset(
+        path=path,
+        manifest=manifest,
+        users=_entities(manifest, arrays, "users", manifest.counts.users),
+        items=_entities(manifest, arrays, "items", manifest.counts.items),
+        held_out={
+            "validation": (arrays["held_out/validation/index"], _csr(arrays, "held_out/validation")),
+            "test": (arrays["held_out/test/index"], _csr(arrays, "held_out/test")),
+        },
+    )
+
+
+def _pairs(matrix: Csr, rows: Tensor) -> tuple[Tensor, Tensor]:
+    columns, _ = matrix.gather(rows)
+    return torch.repeat_interleave(matrix.lengths(rows)), columns.long()
+
+
+def _csr(arrays: Arrays, name: str) -> Csr:
+    return Csr(arrays[f"{name}/indptr"], arrays[f"{name}/indices"])
+
+
+def _entities(manifest: Manifest, arrays: Arrays, side: Side, count: int) -> Entities:
+    features = {}
+    for spec in manifest.features(side):
+        name = f"{side}/{spec.name}"
+        values = _csr(arrays, name) if spec.kind == "tags" else arrays[f"{name}/values"]
+        features[spec.name] = Feature(spec, arrays[f"{name}/present"], values)
+    return Entities(count, arrays[f"{side}/split"], _csr(arrays, f"histories/{side}"), features)
+
+
+def _decode(path: Path, manifest: Manifest, arrays: ArrayWriter) -> None:
+    for side in ("users", "items"):
+        specs = manifest.features(side)
+        for shard in manifest.shards[side]:
+            table = _read(path, shard, ["split", *(spec.name for spec in specs)])
+            codes = pa.compute.index_in(table["split"], pa.array(SPLITS)).to_numpy()
+            arrays.append(f"{side}/split", codes.astype(np.int8))
+            for spec in specs:
+                _append_feature(arrays, f"{side}/{spec.name}", spec, table[spec.name].combine_chunks())
+        other = "items" if side == "users" else "users"
+        for shard in manifest.shards[f"histories/{side}"]:
+            _append_lists(arrays, f"histories/{side}", _read(path, shard, [other])[other].combine_chunks())
+    for split in ("validation", "test"):
+        for shard in manifest.shards[f"held_out/{split}"]:
+            table = _read(path, shard, ["index", "items"])
+            arrays.append(f"held_out/{split}/index", table["index"].to_numpy().astype(np.int32))
+            _append_lists(arrays, f"held_out/{split}", table["items"].combine_chunks())
+
+
+def _append_feature(arrays: ArrayWriter, name: str, spec: FeatureSpec, column: pa.Array) -> None:
+    arrays.append(f"{name}/present", column.is_valid().to_numpy(zero_copy_only=False))
+    if spec.kind == "category":
+        arrays.append(f"{name}/values", column.fill_null(0).to_numpy().astype(np.int32))
+    elif spec.kind == "tags":
+        _append_lists(arrays, name, column)
+    else:
+        dense = np.zeros((len(column), spec.size), np.float32)
+        dense[column.is_valid().to_numpy(zero_copy_only=False)] = column.drop_null().flatten().to_numpy().reshape(-1, spec.size)
+        arrays.append(f"{name}/values", dense)
+
+
+def _append_lists(arrays: ArrayWriter, name: str, column: pa.Array) -> None:
+    lengths = pa.compute.list_value_length(column).fill_null(0).to_numpy().astype(np.int64)
+    arrays.append_lengths(f"{name}/indptr", lengths)
+    arrays.append(f"{name}/indices", column.flatten().to_numpy().astype(np.int32))
+
+
+def _read(path: Path, shard: Shard, columns: Sequence[str]) -> pa.Table:
+    return pq.read_table(path / shard.path, columns=list(columns))

@@ -1,0 +1,113 @@
+"""The Spark session a preparation runs in: the one that is there, or a quiet local one."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from pyspark import SparkConf, SparkContext
+from pyspark.errors import PySparkRuntimeError
+from pyspark.java_gateway import launch_gateway
+from pyspark.sql import SparkSession
+
+from sibra_dist.errors import SibraError
+from sibra_dist.etl.config import SparkConfig
+
+OLDEST_JAVA = 17
+JAVA_REMEDY = f"Install a Java runtime of version {OLDEST_JAVA} or newer (Debian: apt install default-jre-headless) or set JAVA_HOME to one"
+SUBMITTED = "PYSPARK_GATEWAY_PORT"
+"""The variable by which spark-submit tells Python where its Java process listens."""
+
+
+@contextmanager
+def spark_session(config: SparkConfig) -> Iterator[SparkSession]:
+    """The session to prepare in: the active one, spark-submit's, or a new one that ends with the block.
+
+    An active session is used as it is and left running. Under spark-submit the submitter's settings stand.
+
+    Raises:
+        SibraError: there is no Java that Spark can run on.
+    """
+    active = SparkSession.getActiveSession()
+    if active is not None:
+        yield active
+        return
+    session = SparkSession.builder.appName("sibra-dist prepare").getOrCreate() if SUBMITTED in os.environ else _start(config)
+    try:
+        yield session
+    finally:
+        session.stop()
+
+
+def _start(config: SparkConfig) -> SparkSession:
+    require_java()
+    conf = SparkConf().setAll(list(_settings(config).items()))
+    if SparkContext._gateway is None:
+        SparkContext._ensure_initialized(gateway=_quiet_gateway(conf), conf=conf)
+    session = SparkSession.builder.config(conf=conf).getOrCreate()
+    if config.master.startswith("local"):
+        # The interpreter that has our packages, whatever `python3` on the path is.
+        session.sparkContext.pythonExec = sys.executable
+    return session
+
+
+def _settings(config: SparkConfig) -> dict[str, str]:
+    settings = {
+        "spark.app.name": "sibra-dist prepare",
+        "spark.master": config.master,
+        "spark.driver.memory": config.driver_memory,
+        "spark.log.level": "ERROR",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.sql.adaptive.enabled": "true",
+    }
+    if config.master.startswith("local"):
+        # A few tasks a core: on one machine Spark's 200 cost more to start than they take.
+        tasks = str(4 * (os.cpu_count() or 1))
+        settings |= {
+            "spark.driver.bindAddress": "127.0.0.1",
+            "spark.driver.host": "127.0.0.1",
+            "spark.sql.shuffle.partitions": tasks,
+        }
+    return settings | config.settings
+
+
+def _quiet_gateway(conf: SparkConf) -> object:
+    """Start Java with its start-up chatter in a file that vanishes, and shown only if the start fails."""
+    with tempfile.TemporaryFile() as log:
+        try:
+            return launch_gateway(conf=conf, popen_kwargs={"stderr": log})
+        except PySparkRuntimeError as error:
+            raise SibraError(f"Spark did not start: {_last_line(log)}. Check spark.master, spark.driver_memory and spark.settings") from error
+
+
+def _last_line(log: IO[bytes]) -> str:
+    log.seek(0)
+    lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "Java ended without a word"
+
+
+def require_java() -> None:
+    """Check that Spark will find a Java it can run on.
+
+    Raises:
+        SibraError: there is none, or it is too old.
+    """
+    home = os.environ.get("JAVA_HOME")
+    java = str(Path(home) / "bin" / "java") if home else shutil.which("java")
+    if java is None:
+        raise SibraError(f"Spark needs Java, and there is no java on the PATH. {JAVA_REMEDY}")
+    try:
+        told = subprocess.run([java, "-version"], capture_output=True, text=True, check=True).stderr
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SibraError(f"Spark needs Java, and {java} does not run. {JAVA_REMEDY}") from error
+    found = re.search(r'version "(?:1\.)?(\d+)', told)
+    if found is None or int(found[1]) < OLDEST_JAVA:
+        version = found[1] if found else "unknown"
+        raise SibraError(f"Spark needs Java {OLDEST_JAVA} or newer, and {java} is version {version}. {JAVA_REMEDY}")

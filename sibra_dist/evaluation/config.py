@@ -1,0 +1,25 @@
+"""What an evaluation measures."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from sibra_dist.config import Config
+
+Cutoff = Annotated[int, Field(ge=1)]
+
+
+class EvaluationConfig(Config):
+    """Metrics, and the tiles in which they are computed. Every metric is computed at every cutoff."""
+
+    metrics: tuple[str, ...] = ("ndcg", "recall", "precision", "map", "hit_rate", "mrr", "coverage")
+    cutoffs: tuple[Cutoff, ...] = (1, 5, 10, 20)
+    user_tile: Annotated[int, Field(ge=1)] = 256
+    """Users ranked at once. Ranks share out whole tiles, so that every tile is computed alike on any number of ranks."""
+    item_tile: Annotated[int, Field(ge=1)] = 65536
+    """Candidates scored at once."""
+
+    @property
+    def names(self) -> list[str]:
+        """Every metric at every cutoff: `ndcg@10` and so on."""
+        return [f"{metric}@{cutoff}" for metric in self.metrics for cutoff in self.cutoffs]

@@ -1,0 +1,120 @@
+"""Full-ranking evaluation of a split: the same numbers for any number of ranks.
+
+Users are ranked in tiles. Ranks take whole tiles in turn, so a tile's scores come from the same computation wherever it
+is done; sums are integers (see `sibra_dist.evaluation.metrics`), so their order does not matter either.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sibra_dist.data.dataset import Csr, Dataset, HeldOut
+from sibra_dist.errors import ConfigError, nearest
+from sibra_dist.evaluation.config import EvaluationConfig
+from sibra_dist.evaluation.metrics import CatalogTallies, UserAverages, parse_metric, split_metrics
+from sibra_dist.evaluation.ranking import hits, mask_, rank
+from sibra_dist.models.base import Recommender
+
+SIDES = ("users", "items")
+ENCODE_TILE = 4096
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found."""
+
+    metrics: dict[str, float]
+    counts: dict[str, int]
+    """`users` averaged over, `users_without_relevant`, `candidates`, and `users_` and `items_without_modality`"""
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Recommender,
+    dataset: Dataset,
+    split: HeldOut,
+    config: EvaluationConfig,
+    *,
+    names: list[str] | None = None,
+    hide: tuple[str, ...] = (),
+    ranks: tuple[int, int] = (0, 1),
+) -> Evaluation:
+    """Rank all candidates of a split for every user that holds something out in it.
+
+    Args:
+        model: in evaluation mode.
+        dataset: what it was built for.
+        split: `validation` or `test`.
+        config: tiles, and metrics if `names` does not say otherwise.
+        names: metrics such as `ndcg@10`.
+        hide: modalities that the model does not see, such as `items.interactions`.
+        ranks: this rank and their number; where there are several, all call this together.
+
+    Raises:
+        ConfigError: a metric or a hidden modality is not known.
+    """
+    names = config.names if names is None else names
+    hidden_users, hidden_items = parse_hidden(model, hide)
+    device = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+    candidates = dataset.candidates(split)
+    position = torch.full((dataset.items.count,), -1)
+    position[candidates] = torch.arange(len(candidates))
+
+    user_names, catalog_names = split_metrics(names)
+    averages = UserAverages(user_names).to(device)
+    tallies = CatalogTallies(catalog_names, len(candidates)).to(device)
+    k = max(cutoff for _, cutoff in map(parse_metric, names))
+    embeddings = torch.cat([model.encode_items(part, hidden_items) for part in candidates.to(device).split(ENCODE_TILE)])
+
+    holders, held_out = dataset.held_out[split]
+    for rows in torch.arange(len(holders)).split(config.user_tile)[ranks[0] :: ranks[1]]:
+        users = holders[rows].long()
+        relevant = _candidates_of(held_out, rows, position)
+        masked = [(row, position[item]) for row, item in dataset.masked(split, users)]
+        scored = partial(_tile, model, model.encode_users(users.to(device), hidden_users), embeddings, masked)
+        recommended = rank(scored, len(candidates), k, config.item_tile).items
+        averages.update(hits(recommended, relevant.to(device), len(candidates)), relevant.lengths().to(device))
+        tallies.update(recommended)
+
+    found = averages.compute()
+    counts = {"users": int(found.pop("num_users")), "users_without_relevant": int(found.pop("num_users_without_relevant"))}
+    counts["candidates"] = len(candidates)
+    counts["users_without_modality"] = model.without_modality(items=False, hidden=hidden_users)
+    counts["items_without_modality"] = model.without_modality(items=True, hidden=hidden_items)
+    found |= tallies.compute()
+    return Evaluation({name: found[name] for name in names}, counts)
+
+
+def parse_hidden(model: Recommender, hide: tuple[str, ...]) -> tuple[frozenset[str], frozenset[str]]:
+    """Split names such as `items.interactions` by side.
+
+    Raises:
+        ConfigError: the model reads no such modality.
+    """
+    known = [f"{side}.{name}" for side, names in zip(SIDES, model.modalities(), strict=True) for name in names]
+    for name in hide:
+        if name not in known:
+            raise ConfigError(f"--hide {name}: the model reads no such modality; {nearest(name, known)}")
+    users, items = (frozenset(name.split(".", 1)[1] for name in hide if name.startswith(f"{side}.")) for side in SIDES)
+    return users, items
+
+
+def _candidates_of(held_out: Csr, rows: Tensor, position: Tensor) -> Csr:
+    """The relevant candidates of some rows; items that are no candidates are left out."""
+    items, _ = held_out.gather(rows)
+    owner = torch.repeat_interleave(held_out.lengths(rows))
+    places = position[items.long()]
+    kept = places >= 0
+    lengths = torch.bincount(owner[kept], minlength=len(rows))
+    return Csr(torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), places[kept].int())
+
+
+def _tile(
+    model: Recommender, users: Tensor, items: Tensor, masked: list[tuple[Tensor, Tensor]], start: int, stop: int
+) -> Tensor:
+    scores = model.score(users, items[start:stop])
+    for rows, candidates in masked:
+        mask_(scores, rows.to(scores.device), candidates.to(scores.device), start)
+    return scores

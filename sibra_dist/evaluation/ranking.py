@@ -1,0 +1,111 @@
+"""Full ranking in tiles: mask, the top k of a tile, merge with what was found before, and which of it is relevant.
+
+The order is total: higher scores first, and of equal scores the lower candidate first. So the best k of two ranges come
+from the best k of each, and any tiling gives the same lists. Nothing here is as large as users x candidates.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sibra_dist.data.dataset import Csr
+from sibra_dist.errors import SibraError
+
+NO_CANDIDATE = -1
+MASKED = float("-inf")
+
+
+class Recommendations(NamedTuple):
+    """The k best candidates of each user, best first."""
+
+    items: Tensor
+    """int64 [U, k]: positions in the list of candidates; -1 where fewer than k are left."""
+    scores: Tensor
+    """float32 [U, k]; -inf where there is no candidate."""
+
+
+def rank(score_tile: Callable[[int, int], Tensor], num_candidates: int, k: int, tile_size: int) -> Recommendations:
+    """The k best of `num_candidates` candidates for each user, holding the scores of `tile_size` candidates at a time.
+
+    `score_tile(start, stop)` gives the scores [U, stop - start] of candidates start to stop, masked ones at -inf. It is
+    called in ascending order, and once with (0, 0) where there are no candidates.
+
+    Raises:
+        SibraError: a score is NaN.
+    """
+    best = _top_k(score_tile(0, min(tile_size, num_candidates)), k, start=0)
+    for start in range(tile_size, num_candidates, tile_size):
+        tile = _top_k(score_tile(start, min(start + tile_size, num_candidates)), k, start)
+        best = merge(best, tile, k)
+    return best
+
+
+def top_k(scores: Tensor, k: int) -> Recommendations:
+    """The k best candidates of each row of scores [U, C]; those at -inf are masked and never recommended.
+
+    k may exceed C. Raises:
+        SibraError: a score is NaN.
+    """
+    return _top_k(scores, k, start=0)
+
+
+def merge(left: Recommendations, right: Recommendations, k: int) -> Recommendations:
+    """The k best of two disjoint ranges of candidates, each given as its own k best; `left` has the lower candidates."""
+    items, scores = torch.cat([left.items, right.items], dim=1), torch.cat([left.scores, right.scores], dim=1)
+    # Stable, so that of equal scores those of `left` stay first, and each side keeps its own order.
+    scores, order = torch.sort(scores, dim=1, descending=True, stable=True)
+    return Recommendations(items.gather(1, order)[:, :k], scores[:, :k])
+
+
+def mask_(scores: Tensor, rows: Tensor, candidates: Tensor, start: int = 0) -> Tensor:
+    """Mask, in place, the pairs (rows[p], candidates[p]) that fall in a tile, and return it.
+
+    `scores` [U, T] holds candidates start to start + T; rows and candidates int64 [P] in any order; pairs of other tiles are
+    passed over.
+    """
+    columns = candidates - start
+    inside = (columns >= 0) & (columns < scores.shape[1])
+    scores[rows[inside], columns[inside]] = MASKED
+    return scores
+
+
+def hits(items: Tensor, relevant: Csr, num_candidates: int) -> Tensor:
+    """Whether each recommended candidate is relevant to its user: bool [U, k] for items [U, k] and U rows of `relevant`."""
+    users = torch.arange(len(items), device=items.device)
+    # One ascending key a pair turns "is it in the user's own list?" into a single search for all users.
+    relevant_keys = users.repeat_interleave(relevant.lengths()) * num_candidates + relevant.indices
+    keys = users[:, None] * num_candidates + items
+    found = torch.searchsorted(relevant_keys, keys, right=True) > torch.searchsorted(relevant_keys, keys)
+    # The key of a missing candidate (-1) is that of the last candidate of the user before.
+    return found & (items != NO_CANDIDATE)
+
+
+def _top_k(scores: Tensor, k: int, start: int) -> Recommendations:
+    """`top_k` for the tile whose first column is candidate `start`."""
+    scores = scores.float()
+    num_users, num_candidates = scores.shape
+    # One more than asked for: it tells whether the last place is contested. NaN counts as the greatest value here.
+    found, items = torch.topk(scores, min(k + 1, num_candidates), dim=1)
+    if found.isnan().any():
+        row, column = scores.isnan().nonzero()[0].tolist()
+        raise SibraError(
+            f"the score of candidate {start + column} for the user in row {row} is not a number (NaN); the model has diverged: "
+            "evaluate an earlier checkpoint, or train with a lower learning rate"
+        )
+    items = items[:, :k]
+    if num_candidates > k:
+        # topk may keep any of the candidates tied for the last place. Such rows are rare but in models that count
+        # (popularity), so only they are sorted. Adding 0.0 makes -0.0 equal to 0.0 for sorts that compare bits.
+        contested = (found[:, k - 1] == found[:, k]) & (found[:, k] > MASKED)
+        rows = contested.nonzero().squeeze(1)
+        items[rows] = torch.sort(scores[rows] + 0.0, dim=1, descending=True, stable=True).indices[:, :k]
+    items = items.sort(dim=1).values
+    values, order = torch.sort(scores.gather(1, items) + 0.0, dim=1, descending=True, stable=True)
+    items = (items.gather(1, order) + start).masked_fill_(values == MASKED, NO_CANDIDATE)
+    missing = k - items.shape[1]
+    if missing > 0:
+        items = torch.cat([items, items.new_full((num_users, missing), NO_CANDIDATE)], dim=1)
+        values = torch.cat([values, values.new_full((num_users, missing), MASKED)], dim=1)
+    return Recommendations(items, values)

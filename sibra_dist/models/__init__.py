@@ -1,0 +1,30 @@
+"""The models, by name. A new one is a file with a class and its configuration, and a line in `MODELS`."""
+
+from typing import TYPE_CHECKING, Annotated, Union
+
+import torch
+from pydantic import Field
+
+from sibra_dist.data.dataset import Dataset
+from sibra_dist.models.base import ModelConfig, Recommender
+from sibra_dist.models.baselines import Pop, PopConfig, Random, RandomConfig
+from sibra_dist.models.single_branch import SiBraR, SiBraRConfig
+
+MODELS: dict[str, tuple[type[Recommender], type[ModelConfig]]] = {
+    "sibrar": (SiBraR, SiBraRConfig),
+    "pop": (Pop, PopConfig),
+    "random": (Random, RandomConfig),
+}
+
+if TYPE_CHECKING:
+    AnyModelConfig = ModelConfig
+else:
+    AnyModelConfig = Annotated[Union[tuple(config for _, config in MODELS.values())], Field(discriminator="type")]  # noqa: UP007
+
+
+def build_model(config: ModelConfig, dataset: Dataset, seed: int) -> Recommender:
+    """A model for a dataset, its parameters drawn from `seed`; torch's global generator is left as it was."""
+    kind, _ = MODELS[config.type]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return kind(config, dataset)  # type: ignore[call-arg]  # every model takes its own config and the dataset

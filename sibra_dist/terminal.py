@@ -1,0 +1,71 @@
+"""What a person at a terminal sees while they wait. Where there is no terminal, a line now and then."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from sibra_dist.training.loop import Progress as TrainingProgress
+
+console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+errors = Console(stderr=True, width=None if sys.stderr.isatty() else 120, highlight=False)
+
+
+@contextmanager
+def stages(title: str, known: Sequence[str] = ()) -> Iterator[Callable[[str], None]]:
+    """Show which stage a job is in: yields a function to call with a stage's name as it begins."""
+    if not errors.is_terminal:
+        yield lambda stage: errors.print(f"{title}: {stage}")
+        return
+    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=errors, transient=True) as bar:
+        task = bar.add_task(title, total=len(known) or None)
+
+        def begin(stage: str) -> None:
+            bar.update(task, description=f"{title}: {stage}", completed=known.index(stage) if stage in known else None)
+
+        yield begin
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[["TrainingProgress"], None]]:
+    """Show training: a bar for the epoch with loss, validation metric, speed and time left; else a line an epoch."""
+    if not errors.is_terminal:
+        told = -1
+
+        def line(progress: "TrainingProgress") -> None:
+            nonlocal told
+            if progress.epoch != told:
+                told = progress.epoch
+                errors.print(f"epoch {progress.epoch}/{progress.epochs}  {_figures(progress)}")
+
+        yield line
+        return
+    columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn())
+    with Progress(*columns, TextColumn("{task.fields[figures]}"), console=errors, transient=True) as bar:
+        task = bar.add_task("", total=None, epoch="-", figures="starting")
+
+        def show(progress: "TrainingProgress") -> None:
+            epoch = f"{progress.epoch}/{progress.epochs}"
+            bar.update(task, total=progress.steps, completed=progress.step, epoch=epoch, figures=_figures(progress))
+
+        yield show
+
+
+def _figures(progress: "TrainingProgress") -> str:
+    parts = [f"loss {progress.loss:.4f}"]
+    if progress.metric is not None and progress.best is not None:
+        parts.append(f"{progress.monitor} {progress.metric:.4f} (best {progress.best:.4f})")
+    parts.append(f"{progress.positives_per_second:,.0f} positives/s")
+    parts.append(f"at most {duration(progress.seconds_left)} left")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as `1:02:03` or `2:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

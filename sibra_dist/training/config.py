@@ -1,0 +1,100 @@
+"""What `sibra-dist train`, `evaluate` and `tune` are told."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from sibra_dist.config import Config
+from sibra_dist.evaluation.config import EvaluationConfig
+from sibra_dist.evaluation.metrics import parse_metric
+from sibra_dist.losses import LOSSES
+from sibra_dist.errors import nearest
+from sibra_dist.models import AnyModelConfig
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class TrainingConfig(Config):
+    """How the model is optimised."""
+
+    batch_size: Positive = 2048
+    """Positives in a global batch, which the ranks share."""
+    negatives: Positive = 10
+    """Negatives for every positive, uniform over the training items that the user has not interacted with."""
+    loss: str = "bpr"
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    """AdamW's (Loshchilov and Hutter 2019)."""
+    epochs: Annotated[int, Field(ge=0)] = 50
+    """At most so many."""
+    evaluate_every: Positive = 1
+    """Epochs between two evaluations on the validation split."""
+    monitor: str = "ndcg@10"
+    """Metric of the validation split that early stopping maximises, and that decides which checkpoint is the best."""
+    patience: int = 5
+    """Evaluations in a row without a better one after which training stops; -1: never."""
+    checkpoint_every: int = -1
+    """Steps between two checkpoints; -1: only at the end of each epoch."""
+    keep_checkpoints: Positive = 2
+    """Newest checkpoints that are kept, besides the best."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_failures: int = 3
+    """Times that failed workers are replaced and training goes on from the last checkpoint; -1: without limit."""
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Self:
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss {self.loss!r} is not known; {nearest(self.loss, LOSSES)}")
+        parse_metric(self.monitor)
+        return self
+
+
+class SearchConfig(Config):
+    """The values that a hyperparameter may take: exactly one of the three is given."""
+
+    choice: tuple[Any, ...] | None = None
+    """One of these."""
+    uniform: tuple[float, float] | None = None
+    """Between these."""
+    log_uniform: tuple[float, float] | None = None
+    """Between these, uniform in the logarithm."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if [self.choice, self.uniform, self.log_uniform].count(None) != 2:
+            raise ValueError("give exactly one of choice, uniform, log_uniform")
+        for low, high in filter(None, (self.uniform, self.log_uniform)):
+            if not low < high or (self.log_uniform and low <= 0):
+                raise ValueError("the first bound must be below the second, and above 0 for log_uniform")
+        return self
+
+
+class TuneConfig(Config):
+    """A hyperparameter search over dotted paths of the configuration it stands in."""
+
+    search: dict[str, SearchConfig]
+    """By dotted path, for example `training.learning_rate: {log_uniform: [1e-5, 1e-2]}`."""
+    method: Literal["random", "grid"] = "random"
+    """`grid` tries every combination of the choices."""
+    trials: Positive = 16
+    """random: how many."""
+    concurrent: Positive = 1
+    """Trials that run at once."""
+    grace_epochs: Positive = 3
+    """ASHA (Li et al. 2020) stops no trial before so many epochs ..."""
+    reduction: Annotated[int, Field(ge=2)] = 3
+    """... and then lets about one in so many go on."""
+
+
+class TrainConfig(Config):
+    """One experiment: a dataset, a model, and how it is trained and evaluated."""
+
+    dataset: str
+    """Folder of a prepared dataset."""
+    seed: int = 0
+    """Of the parameters, the order of the positives, negatives, drawn modalities and dropout."""
+    model: AnyModelConfig
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tune: TuneConfig | None = None
+    """Read by `sibra-dist tune` alone."""

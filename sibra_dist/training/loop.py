@@ -1,0 +1,232 @@
+"""The training loop. It knows torch.distributed, and neither Ray nor Spark.
+
+Started as one process it trains alone; where torch.distributed is set up, it trains data-parallel. What a step sees is a
+function of (seed, epoch, step), so a run that resumes from a checkpoint sees just what it would have seen.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from sibra_dist.data.batches import Batches, TrainBatch
+from sibra_dist.data.dataset import Dataset
+from sibra_dist.errors import TrainingError
+from sibra_dist.evaluation.evaluate import evaluate
+from sibra_dist.losses import LOSSES
+from sibra_dist.models import build_model
+from sibra_dist.training.checkpoint import Position, load_newest, save_checkpoint
+from sibra_dist.training.config import TrainConfig
+from sibra_dist.training.ranks import Ranks, pick_device
+from sibra_dist.training.run_folder import RunFolder
+
+PROGRESS_SECONDS = 0.5
+FINITE_CHECK_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a progress bar shows."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    monitor: str
+    metric: float | None
+    best: float | None
+    positives_per_second: float
+    seconds_left: float
+    """Until the last epoch, were training not to stop early."""
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What the loop tells its surroundings. Progress goes to rank 0 only; the others are called on every rank."""
+
+    progress: Callable[[Progress], None] = lambda progress: None
+    evaluated: Callable[[dict[str, float]], None] = lambda metrics: None
+    stepped: Callable[[int, int, float], None] | None = None
+    """(epoch, step, loss of the global batch); reading the loss waits for the device."""
+
+
+class Trainer:
+    """One run of training, on one rank."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        run: RunFolder,
+        callbacks: Callbacks | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        """Build the model, or continue from the run's newest checkpoint.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none can be used.
+            ConfigError: the model cannot be built for this dataset.
+        """
+        self.config = config.training
+        self.evaluation = config.evaluation
+        self.dataset = dataset
+        self.run = run
+        self.callbacks = callbacks or Callbacks()
+        self.ranks = Ranks.current()
+        self.device = device or pick_device(self.config.device)
+        self.model = build_model(config.model, dataset, config.seed).to(self.device)
+        self.epochs = self.config.epochs if self.model.trainable else 0
+        if self.epochs:
+            self.batches = Batches(
+                dataset,
+                *self.model.sampling(),
+                seed=config.seed,
+                batch_size=self.config.batch_size,
+                negatives=self.config.negatives,
+                rank=self.ranks.rank,
+                world=self.ranks.world,
+                device=self.device,
+            )
+            self.optimizer = torch.optim.AdamW(
+                self.model.parameters(), self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
+            )
+            self.losses = torch.zeros(self.batches.steps_per_epoch, device=self.device)
+        self.position = self._resume()
+        self._told = time.monotonic()
+        self._last_metric: float | None = None
+        self._rate = 0.0
+
+    def fit(self) -> Position:
+        """Train until the epochs are done or early stopping says so."""
+        while not self.position.finished:
+            if self.epochs:
+                self._train_epoch()
+            self._end_epoch()
+        return self.position
+
+    def _train_epoch(self) -> None:
+        epoch, first = self.position.epoch, self.position.step
+        started = time.monotonic()
+        self.model.train()
+        for step in range(first, self.batches.steps_per_epoch):
+            self.losses[step] = self._step(self.batches.batch(epoch, step))
+            self.position = replace(self.position, step=step + 1)
+            if self.callbacks.stepped is not None:
+                self.callbacks.stepped(epoch, step, float(self.losses[step]))
+            if (step + 1) % FINITE_CHECK_STEPS == 0:
+                self._require_finite()
+            if self.config.checkpoint_every > 0 and (step + 1) % self.config.checkpoint_every == 0:
+                self._save_checkpoint()
+            self._tell(first, step + 1, started)
+
+    def _step(self, batch: TrainBatch) -> torch.Tensor:
+        """One optimisation step; returns the loss of the global batch.
+
+        Each rank divides by the weight of the *global* batch, so the sum over ranks is the mean over all examples.
+        """
+        output = self.model(batch)
+        losses = LOSSES[self.config.loss](output.scores, len(self.dataset.training_items))
+        for auxiliary in output.auxiliary_losses.values():
+            losses = losses + auxiliary
+        loss = (losses * batch.weights).sum() / batch.total_weight
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        loss = self.ranks.reduce_step(self.model, loss)
+        self.optimizer.step()
+        return loss
+
+    def _end_epoch(self) -> None:
+        """Evaluate when it is time, let early stopping decide, and save."""
+        metrics: dict[str, float] = {}
+        epoch = self.position.epoch
+        if self.epochs:
+            self._require_finite()
+            metrics["loss"] = float(self.losses.mean())
+            epoch += 1
+        position = replace(self.position, epoch=epoch, step=0, finished=epoch >= self.epochs)
+        if position.finished or epoch % self.config.evaluate_every == 0:
+            metrics |= self._evaluate()
+            value = self._last_metric = metrics[f"val/{self.config.monitor}"]
+            if position.best is None or value > position.best:
+                position = replace(position, best=value, best_epoch=epoch, evaluations_since_best=0)
+                if self.ranks.leads:
+                    save_checkpoint(self.run.best, position, self.dataset.manifest.digest, self.model)
+            else:
+                position = replace(position, evaluations_since_best=position.evaluations_since_best + 1)
+            out_of_patience = 0 < self.config.patience <= position.evaluations_since_best
+            position = replace(position, finished=position.finished or out_of_patience)
+            if self.ranks.leads:
+                self.run.record({"epoch": epoch, **metrics, "positives_per_second": round(self._rate)})
+        self.position = position
+        if self.epochs:
+            self._save_checkpoint()
+        if f"val/{self.config.monitor}" in metrics:
+            self.callbacks.evaluated({"epoch": epoch, **metrics})
+
+    def _evaluate(self) -> dict[str, float]:
+        self.model.eval()
+        names = list(dict.fromkeys([*self.evaluation.names, self.config.monitor]))
+        result = evaluate(self.model, self.dataset, "validation", self.evaluation, names=names, ranks=(self.ranks.rank, self.ranks.world))
+        return {f"val/{name}": value for name, value in result.metrics.items()}
+
+    def _resume(self) -> Position:
+        checkpoint = load_newest(self.run.checkpoints, self.dataset.manifest.digest)
+        # All ranks must continue from one place, even if a file appeared while they were looking.
+        position = self.ranks.agree(checkpoint.position if checkpoint else Position())
+        if checkpoint is not None:
+            if checkpoint.position != position:
+                raise TrainingError(f"ranks see different checkpoints in {self.run.checkpoints}: it must lie on a disk that they share")
+            checkpoint.restore(self.model, self.optimizer)
+            saved = checkpoint.tensors["losses"]
+            if position.step and len(saved) == len(self.losses):
+                self.losses.copy_(saved)
+        return position
+
+    def _save_checkpoint(self) -> None:
+        self._require_finite()
+        if self.ranks.leads:
+            save_checkpoint(
+                self.run.checkpoints,
+                self.position,
+                self.dataset.manifest.digest,
+                self.model,
+                self.optimizer,
+                self.losses,
+                self.config.keep_checkpoints,
+            )
+
+    def _require_finite(self) -> None:
+        """Stop on a loss that is not finite, before anything is saved. All ranks hold the same losses."""
+        wrong = torch.nonzero(~self.losses[: self.position.step].isfinite())
+        if len(wrong):
+            raise TrainingError(
+                f"the loss of epoch {self.position.epoch}, step {int(wrong[0])} is not finite. "
+                "Lower training.learning_rate, or look for extreme values in numeric features; the last checkpoint is kept"
+            )
+
+    def _tell(self, first: int, done: int, started: float) -> None:
+        """Report progress on rank 0, at most twice a second."""
+        now = time.monotonic()
+        steps = self.batches.steps_per_epoch
+        self._rate = (done - first) * self.config.batch_size / max(now - started, 1e-9)
+        if not self.ranks.leads or (now - self._told < PROGRESS_SECONDS and done < steps):
+            return
+        self._told = now
+        epoch = self.position.epoch
+        positives_left = self.batches.num_positives * (self.epochs - epoch) - done * self.config.batch_size
+        self.callbacks.progress(
+            Progress(
+                epoch=epoch + 1,
+                epochs=self.epochs,
+                step=done,
+                steps=steps,
+                loss=float(self.losses[:done].mean()),
+                monitor=f"val/{self.config.monitor}",
+                metric=self._last_metric,
+                best=self.position.best,
+                positives_per_second=self._rate,
+                seconds_left=max(positives_left, 0) / self._rate,
+            )
+        )

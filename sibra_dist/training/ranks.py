@@ -1,0 +1,92 @@
+"""What ranks say to each other: one sum a step, and who decides.
+
+Gradients are summed over ranks in buckets of a fixed layout, once the backward pass is done. PyTorch's
+DistributedDataParallel would overlap the two, but it lays out its buckets anew after the first step, so that a
+restarted run adds in another order than an undisturbed one and drifts from it in the last bit. Little is lost: most of
+the gradient is that of the interactions tables, which are a model's first layers and so come last in the backward pass.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+BUCKET_ELEMENTS = 16 * 2**20
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together."""
+
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def current(cls) -> "Ranks":
+        """As torch.distributed says, or one alone."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
+        return cls()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank writes files and shows progress."""
+        return self.rank == 0
+
+    def agree(self, value: Value) -> Value:
+        """The value that rank 0 has, on every rank."""
+        if self.world == 1:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def wait(self) -> None:
+        """Go on when every rank has come here."""
+        if self.world > 1:
+            torch.distributed.barrier()
+
+    def reduce_step(self, model: nn.Module, loss: Tensor) -> Tensor:
+        """Sum gradients and loss over the ranks, and average running statistics; returns the summed loss.
+
+        Every rank must have a gradient for the same parameters. Running statistics (batch normalisation's) are
+        averaged so that all ranks evaluate, and save, the same model.
+        """
+        if self.world == 1:
+            return loss.detach()
+        total = loss.detach().clone()
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        statistics = [
+            buffer for name, buffer in model.named_buffers() if name in model.state_dict() and buffer.is_floating_point()
+        ]
+        for statistic in statistics:
+            statistic /= self.world
+        for bucket in _buckets([total, *gradients, *statistics]):
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            torch.distributed.all_reduce(flat)
+            for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+                tensor.copy_(part.view_as(tensor))
+        return total
+
+
+def _buckets(tensors: list[Tensor]) -> list[list[Tensor]]:
+    buckets: list[list[Tensor]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if size + tensor.numel() > BUCKET_ELEMENTS and buckets[-1]:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(tensor)
+        size += tensor.numel()
+    return buckets
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device of this rank: `cpu`, or `cuda` by the launcher's local rank, or for `auto` what there is."""
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % max(torch.cuda.device_count(), 1))

@@ -1,0 +1,176 @@
+"""The training loop, and evaluation, on the workers of Ray Train.
+
+Checkpoints are the loop's own, in the run folder, so that a run may go on with Ray, without it, or on another number of
+workers. When a worker dies, Ray Train starts the group again and the loop continues from the newest checkpoint. On
+several nodes the run folder and the dataset must therefore lie on storage that all of them see.
+"""
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from sibra_dist.config import to_plain, validate
+from sibra_dist.data.dataset import open_dataset
+from sibra_dist.data.manifest import write_atomically
+from sibra_dist.errors import SibraError, TrainingError
+from sibra_dist.training.config import TrainConfig
+from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run
+from sibra_dist.training.loop import Callbacks, Progress, Trainer
+from sibra_dist.training.run_folder import RunFolder
+
+POLL_SECONDS = 0.5
+
+
+def train_on_ray(
+    run: RunFolder,
+    config: TrainConfig,
+    workers: int,
+    progress: Callable[[Progress], None] = lambda progress: None,
+    callbacks: Sequence[UserCallback] = (),
+) -> None:
+    """Train, or continue, the run in a folder on `workers` Ray Train workers.
+
+    Raises:
+        SibraError: what a worker raised that the user can put right.
+        TrainingError: workers failed more often than `training.max_failures`.
+    """
+    payload = {"run": str(run.path.resolve()), "config": to_plain(config)}
+    with _following(run, progress):
+        _run(_train_worker, payload, run, workers, config.training, callbacks)
+
+
+def evaluate_on_ray(run: RunFolder, config: TrainConfig, request: EvaluationRequest, workers: int) -> None:
+    """Evaluate a run on `workers` Ray Train workers, which share out its users; see `evaluate_run`."""
+    payload = {"run": str(run.path.resolve()), "request": asdict(request)}
+    _run(_evaluate_worker, payload, run, workers, config.training, ())
+
+
+def start_ray(workers: int) -> None:
+    """Join the cluster that `RAY_ADDRESS` or a surrounding job names, or start one on this machine; quietly."""
+    if ray.is_initialized():
+        return
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if not os.environ.get("RAY_ADDRESS"):
+        settings |= {"num_cpus": max(os.cpu_count() or 1, workers), "include_dashboard": False}
+    ray.init(**settings)
+
+
+def _run(
+    worker: Callable[[dict[str, Any]], None],
+    payload: dict[str, Any],
+    run: RunFolder,
+    workers: int,
+    config: Any,
+    callbacks: Sequence[UserCallback],
+) -> None:
+    start_ray(workers)
+    use_gpu = config.device == "cuda" or (config.device == "auto" and ray.cluster_resources().get("GPU", 0) >= workers)
+    run.error.unlink(missing_ok=True)
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config=payload,
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(run.path.resolve()),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            callbacks=list(callbacks),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        _raise_recorded(run)
+        raise TrainingError(f"the workers failed: {error}. Continue the run with `sibra-dist train --resume {run.path}`") from error
+    _raise_recorded(run)
+
+
+@contextmanager
+def _recording_errors(run: RunFolder) -> Iterator[bool]:
+    """On a worker: an error that the user must put right is written down for the driver, and not tried again.
+
+    Yields False when an earlier attempt has already written one.
+    """
+    try:
+        yield not run.error.exists()
+    except SibraError as error:
+        write_atomically(run.error, json.dumps({"kind": type(error).__name__, "message": str(error)}).encode())
+        raise
+
+
+def _raise_recorded(run: RunFolder) -> None:
+    if not run.error.exists():
+        return
+    recorded = json.loads(run.error.read_text())
+    run.error.unlink()
+    kinds = {kind.__name__: kind for kind in SibraError.__subclasses__()}
+    raise kinds.get(recorded["kind"], SibraError)(recorded["message"])
+
+
+def _train_worker(payload: dict[str, Any]) -> None:
+    run = RunFolder(payload["run"])
+    with _recording_errors(run) as may_start:
+        if not may_start:
+            return
+        config = validate(TrainConfig, payload["config"], where=str(run.path))
+
+        def show(progress: Progress) -> None:
+            write_atomically(run.progress, json.dumps(asdict(progress)).encode())
+
+        def report(metrics: dict[str, float]) -> None:
+            ray.train.report(metrics)
+
+        dataset = open_dataset(config.dataset)
+        Trainer(config, dataset, run, Callbacks(progress=show, evaluated=report), _device()).fit()
+
+
+def _evaluate_worker(payload: dict[str, Any]) -> None:
+    run = RunFolder(payload["run"])
+    with _recording_errors(run) as may_start:
+        if may_start:
+            evaluate_run(run, EvaluationRequest(**payload["request"]), _device())
+
+
+def _device() -> torch.device:
+    device = get_device()
+    return device[0] if isinstance(device, list) else device
+
+
+@contextmanager
+def _following(run: RunFolder, show: Callable[[Progress], None]) -> Iterator[None]:
+    """While the workers train, show what rank 0 writes about its progress."""
+    done = threading.Event()
+
+    def follow() -> None:
+        seen = None
+        while not done.wait(POLL_SECONDS):
+            try:
+                text = run.progress.read_text()
+            except OSError:
+                continue
+            if text != seen:
+                seen = text
+                show(Progress(**json.loads(text)))
+
+    follower = threading.Thread(target=follow, name="progress", daemon=True)
+    run.progress.unlink(missing_ok=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        done.set()
+        follower.join()
+        run.progress.unlink(missing_ok=True)

@@ -1,0 +1,32 @@
+"""What tests of several rooms share."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# The same examples in every run, so that a failure belongs to the change under test; and no limit to the time of one:
+# a busy machine is no defect.
+settings.register_profile("sibra", deadline=None, derandomize=True)
+settings.load_profile("sibra")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real datasets, for tests marked `real_data`."""
+    folder = os.environ.get("SIBRA_TEST_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("no real data: set SIBRA_TEST_DATA to the folder that holds it")
+    return Path(folder)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked `gpu` on a machine without one."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason="no GPU on this machine"))

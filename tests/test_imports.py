@@ -1,0 +1,112 @@
+"""Who may import whom: the plan of the rooms, checked on the source, and that importing does no work."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sibra_dist
+
+PACKAGE = Path(sibra_dist.__file__).parent
+
+# A room is a folder or a module of the package. Every room may import itself and what is in EVERYWHERE.
+EVERYWHERE = ("config", "errors")
+ROOMS = {
+    "config": ("errors",),
+    "errors": (),
+    "losses": (),
+    "data": (),
+    "etl": ("data.manifest",),
+    "models": ("data", "losses"),
+    "evaluation": ("models", "data"),
+    "training": ("evaluation", "models", "losses", "data"),
+    "recommend": ("training", "evaluation", "models", "data"),
+    "report": ("training", "evaluation", "data"),
+    "terminal": ("training", "data"),
+    "cli": ("terminal", "etl", "data", "training", "evaluation", "recommend", "report"),
+}
+ENGINES = {
+    "pyspark": ("etl",),
+    "ray": ("training.ray_train", "training.tune", "cli", "recommend"),
+}
+
+
+def module_name(path: Path) -> str:
+    """The dotted name inside the package: `etl.filters`, `etl` for its `__init__.py`, empty for the package's own."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported(name: str) -> Iterator[str]:
+    """Every module that module `name` imports, at its top, in a function or for types only; `from a import b` gives `a.b`."""
+    path = MODULES[name]
+    package = ["sibra_dist", *name.split(".")] if name else ["sibra_dist"]
+    if path.name != "__init__.py":
+        package.pop()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source = node.module.split(".") if node.module else []
+            if node.level:
+                source = package[: len(package) - node.level + 1] + source
+            yield from (".".join([*source, alias.name]) for alias in node.names)
+
+
+def lies_in(name: str, places: tuple[str, ...]) -> bool:
+    return any(name == place or name.startswith(f"{place}.") for place in places)
+
+
+def imported_within(name: str) -> list[str]:
+    """What module `name` imports of this package, without the package's name in front: `data.manifest.Shard`."""
+    inside = [target.removeprefix("sibra_dist.") for target in imported(name) if lies_in(target, ("sibra_dist",))]
+    return [target for target in inside if target not in ("sibra_dist", "__version__")]
+
+
+def test_every_room_has_modules_and_every_module_a_room() -> None:
+    for room in ("etl", "data", "models", "training", "evaluation"):
+        assert [name for name in MODULES if name.startswith(f"{room}.")], f"{room} is empty"
+    assert {name.split(".")[0] for name in MODULES if name} <= set(ROOMS)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name])
+def test_a_room_imports_only_those_below_it(name: str) -> None:
+    room = name.split(".")[0]
+    allowed = (room, *EVERYWHERE, *ROOMS[room]) if room not in EVERYWHERE else (room, *ROOMS[room])
+    assert [target for target in imported_within(name) if not lies_in(target, allowed)] == []
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_stays_in_its_place(engine: str) -> None:
+    users = [name for name in MODULES if any(lies_in(target, (engine,)) for target in imported(name))]
+    assert users, f"nothing imports {engine}: this test looks in the wrong place"
+    assert [name for name in users if not lies_in(name, ENGINES[engine])] == []
+
+
+def test_losses_need_torch_only() -> None:
+    others = {target.split(".")[0] for target in imported("losses")} - sys.stdlib_module_names
+    assert others <= {"torch", "sibra_dist"}
+
+
+@pytest.mark.parametrize("module", ["data", "models", "evaluation", "training.loop", "etl.config", "cli"])
+def test_importing_does_no_work(module: str) -> None:
+    """Neither engine is imported, no thread started, and torch's random numbers are as they were."""
+    code = f"""
+import sys, threading
+import torch
+state = torch.get_rng_state()
+import sibra_dist.{module}
+assert torch.equal(torch.get_rng_state(), state), "drew random numbers"
+assert threading.active_count() == 1, threading.enumerate()
+assert not torch.cuda.is_initialized(), "woke the GPU"
+print([name for name in ("ray", "pyspark") if name in sys.modules])
+"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.strip() == "[]"
