@@ -32,7 +32,7 @@ install: .venv/installed ## install into .venv, with the exact versions of const
 	@touch $@
 
 java:
-	@version=$$("$${JAVA_HOME:+$$JAVA_HOME/bin/}java" -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p'); \
+	@version=$$("$${JAVA_HOME:+$$JAVA_HOME/bin/}java" -version 2>&1 | sed -n 's/.*version "\(1\.\)*\([0-9]*\).*/\2/p'); \
 	test "$${version:-0}" -ge 17 \
 	|| { echo "Spark needs Java 17 or newer, here it is $${version:-missing}: install one (apt install openjdk-17-jre-headless) or set JAVA_HOME"; exit 1; }
 

@@ -87,7 +87,9 @@ def prepare(
 
 @app.command()
 def train(
-    config: Annotated[str | None, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a packaged recipe.")] = None,
+    config: Annotated[
+        str | None, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a packaged recipe.")
+    ] = None,
     overrides: Overrides = None,
     to: Annotated[Path | None, typer.Option(help="Run folder; by default runs/CONFIG-DATE-TIME.")] = None,
     workers: Workers = 0,
@@ -126,7 +128,9 @@ def train(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     split: Annotated[Literal["validation", "test"], typer.Option(help="The split to rank.")] = "test",
-    hide: Annotated[list[str] | None, typer.Option(help="A modality the model shall not see, such as items.interactions.")] = None,
+    hide: Annotated[
+        list[str] | None, typer.Option(help="A modality the model shall not see, such as items.interactions.")
+    ] = None,
     dataset: Annotated[Path | None, typer.Option(help="Where the run's dataset lies now, if it has moved.")] = None,
     workers: Workers = 0,
 ) -> None:
@@ -151,7 +155,9 @@ def tune(
     config: ConfigArgument,
     overrides: Overrides = None,
     to: Annotated[Path | None, typer.Option(help="Folder of the search; by default runs/tune-CONFIG-DATE-TIME.")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Ray Train workers of each trial; 0 trains in the trial's own process.")] = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Ray Train workers of each trial; 0 trains in the trial's own process.")
+    ] = 0,
 ) -> None:
     """Search hyperparameters with Ray Tune, as the configuration's `tune` section says."""
     from sibra_dist.report import trials_table

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
     from sibra_dist.training.loop import Progress as TrainingProgress
@@ -34,18 +34,23 @@ def stages(title: str, known: Sequence[str] = ()) -> Iterator[Callable[[str], No
 def progress_bar() -> Iterator[Callable[["TrainingProgress"], None]]:
     """Show training: a bar for the epoch with loss, validation metric, speed and time left; else a line an epoch."""
     if not errors.is_terminal:
-        told = -1
+        told = 0
 
         def line(progress: "TrainingProgress") -> None:
             nonlocal told
-            if progress.epoch != told:
-                told = progress.epoch
-                errors.print(f"epoch {progress.epoch}/{progress.epochs}  {_figures(progress)}")
+            if progress.evaluated > told:
+                told = progress.evaluated
+                errors.print(f"epoch {told}/{progress.epochs}  {_figures(progress)}", soft_wrap=True)
 
         yield line
         return
-    columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn())
-    with Progress(*columns, TextColumn("{task.fields[figures]}"), console=errors, transient=True) as bar:
+    columns = (
+        TextColumn("epoch {task.fields[epoch]}"),
+        BarColumn(20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=errors, transient=True) as bar:
         task = bar.add_task("", total=None, epoch="-", figures="starting")
 
         def show(progress: "TrainingProgress") -> None:

@@ -41,7 +41,11 @@ def write_planted(
     random = np.random.default_rng(seed)
     user_group, item_group = np.arange(users) % GROUPS, np.arange(items) % GROUPS
     liked = [
-        np.sort(random.choice(np.flatnonzero((item_group == user_group[user]) | (random.random(items) < 0.05)), per_user, replace=False))
+        np.sort(
+            random.choice(
+                np.flatnonzero((item_group == user_group[user]) | (random.random(items) < 0.05)), per_user, replace=False
+            )
+        )
         for user in range(users)
     ]
     item_split = np.full(items, "train", dtype=object)
@@ -50,7 +54,10 @@ def write_planted(
         shuffled = random.permutation(items)
         tenth = items // 10
         item_split[shuffled[:tenth]], item_split[shuffled[tenth : 2 * tenth]] = "test", "validation"
-        held = {split: [[i for i in row.tolist() if item_split[i] == split] for row in liked] for split in ("train", "validation", "test")}
+        held = {
+            split: [[i for i in row.tolist() if item_split[i] == split] for row in liked]
+            for split in ("train", "validation", "test")
+        }
     else:
         orders = [random.permutation(row) for row in liked]
         tenth = -(-per_user // 10)
@@ -66,14 +73,18 @@ def write_planted(
     if features:
         group_names = tuple(f"group {number}" for number in range(GROUPS))
         user_columns["club"] = pa.array([int(g) if u % 7 else None for u, g in enumerate(user_group)], pa.int32())
-        user_specs.append(FeatureSpec(name="club", kind="category", size=GROUPS, vocabulary=group_names, missing=-(-users // 7)))
+        user_specs.append(
+            FeatureSpec(name="club", kind="category", size=GROUPS, vocabulary=group_names, missing=-(-users // 7))
+        )
         tags = [[int(g), GROUPS] if i % 5 else None for i, g in enumerate(item_group)]
         item_columns["tags"] = pa.array(tags, pa.list_(pa.int32()))
         item_specs.append(
             FeatureSpec(name="tags", kind="tags", size=GROUPS + 1, vocabulary=(*group_names, "any"), missing=-(-items // 5))
         )
         vectors = np.eye(GROUPS, 6, dtype=np.float32)[item_group] + random.normal(0, 0.1, (items, 6)).astype(np.float32)
-        item_columns["cover"] = pa.array([row if i % 6 else None for i, row in enumerate(vectors.tolist())], pa.list_(pa.float32(), 6))
+        item_columns["cover"] = pa.array(
+            [row if i % 6 else None for i, row in enumerate(vectors.tolist())], pa.list_(pa.float32(), 6)
+        )
         item_specs.append(FeatureSpec(name="cover", kind="vector", size=6, missing=-(-items // 6)))
     seen_by = [[user for user in range(users) if item in held["train"][user]] for item in range(items)]
 

@@ -229,13 +229,21 @@ def stream(*keys: int) -> int:
     return _signed(state)
 
 
+def hash64(key: int, counters: Tensor) -> Tensor:
+    """Random int64, all 64 bits, one for each counter: SplitMix64 (Steele, Lea and Flood 2014) from any counter on."""
+    state = (counters + 1) * _signed(0x9E3779B97F4A7C15)
+    state += key
+    state ^= _shift(state, 30)
+    state *= _signed(0xBF58476D1CE4E5B9)
+    state ^= _shift(state, 27)
+    state *= _signed(0x94D049BB133111EB)
+    state ^= _shift(state, 31)
+    return state
+
+
 def uniform(key: int, counters: Tensor) -> Tensor:
-    """Random int64 in [0, 2^62), one for each counter: SplitMix64's mixing function (Steele, Lea and Flood 2014)."""
-    state = (counters + 1) * _signed(0x9E3779B97F4A7C15) + key
-    state = (state ^ _shift(state, 30)) * _signed(0xBF58476D1CE4E5B9)
-    state = (state ^ _shift(state, 27)) * _signed(0x94D049BB133111EB)
-    # Two bits fewer than 63, so that a caller may add to it without overflow.
-    return _shift(state ^ _shift(state, 31), 2)
+    """Random int64 in [0, 2^62), one for each counter: so small that a caller may add to it without overflow."""
+    return _shift(hash64(key, counters), 2)
 
 
 def _mix_integer(state: int) -> int:
@@ -246,7 +254,7 @@ def _mix_integer(state: int) -> int:
 
 def _shift(values: Tensor, bits: int) -> Tensor:
     """A logical right shift; torch's own carries the sign along."""
-    return (values >> bits) & ((1 << (64 - bits)) - 1)
+    return (values >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _signed(value: int) -> int:

@@ -159,7 +159,7 @@ class Manifest(Config):
             text = path.read_text(encoding="utf-8")
         except (FileNotFoundError, NotADirectoryError) as error:
             raise DatasetError(
-                f"{dataset} is not a dataset: it has no {MANIFEST}. Make one with `sibra-dist prepare CONFIG.yaml --to {dataset}`"
+                f"{dataset} is not a dataset: it has no {MANIFEST}. Make one: sibra-dist prepare CONFIG.yaml --to {dataset}"
             ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise DatasetError(f"{path} cannot be read: {error}") from error
@@ -170,7 +170,7 @@ class Manifest(Config):
             raise DatasetError(f"{path} is damaged: not a manifest. Prepare the dataset again") from error
         if not isinstance(version, int) or version > FORMAT_VERSION:
             raise DatasetError(
-                f"{path} has format version {version}, but this sibra-dist reads up to {FORMAT_VERSION}. Install a newer sibra-dist"
+                f"{path} has format version {version}, but this sibra-dist reads up to {FORMAT_VERSION}. Install a newer one"
             )
         try:
             manifest = cls.model_validate(values)
@@ -186,7 +186,9 @@ class Manifest(Config):
 
     def write(self, dataset: Path) -> None:
         """Publish the manifest in folder `dataset`, whole or not at all."""
-        write_atomically(dataset / MANIFEST, json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False).encode() + b"\n")
+        write_atomically(
+            dataset / MANIFEST, json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False).encode() + b"\n"
+        )
 
 
 def verify_shard(dataset: Path, shard: Shard) -> None:

@@ -130,7 +130,7 @@ def _download(name: str, known: Source, partial: Path, scratch: Path, tell: Prog
     )
     failures = []
     for origin, obtain in ways:
-        tell(f"fetching {known.title} from {origin}")
+        tell(f"trying {origin}")
         try:
             return origin, *_open(obtain(), known)
         except SourceError as error:
@@ -267,7 +267,7 @@ def _split(content: bytes, separator: str, encoding: str) -> list[list[str]]:
 
 MOVIELENS_100K = Source(
     title="MovieLens 100K",
-    licence="Research only, no commercial use, no redistribution without GroupLens' permission; cite the paper below.",
+    licence="For research; no commercial use, no redistribution without GroupLens' permission; cite Harper and Konstan (2015).",
     citation=(
         "F. Maxwell Harper and Joseph A. Konstan. 2015. The MovieLens Datasets: History and Context. ACM Transactions on "
         "Interactive Intelligent Systems (TiiS) 5, 4, Article 19. https://doi.org/10.1145/2827872"

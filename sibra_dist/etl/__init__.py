@@ -1,0 +1,1 @@
+"""Preparation: raw interactions and side information to a dataset, with Spark."""

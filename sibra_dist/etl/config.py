@@ -17,7 +17,7 @@ class TableConfig(Config):
     path: str
     """A file or glob, relative to `source` unless absolute or a URI."""
     format: Literal["delimited", "atomic", "parquet", "npz"] = "delimited"
-    """`atomic` is RecBole's: delimited by tabs, with `name:type` headings. `npz` (vectors only) holds arrays `ids` and `vectors`."""
+    """`atomic` is RecBole's: delimited by tabs, with `name:type` headings. `npz` holds arrays `ids`, `vectors`."""
     separator: Annotated[str, Field(min_length=1)] = "\t"
     """delimited: one or several characters."""
     encoding: str = "utf-8"
@@ -150,7 +150,8 @@ class PrepareConfig(Config):
                 if names.count(name) > 1:
                     raise ValueError(f"{side}: feature {name} is defined twice")
                 if name in reserved or not name.isidentifier():
-                    raise ValueError(f"{side}: {name!r} cannot name a feature; use a plain word other than {', '.join(sorted(reserved))}")
+                    taken = ", ".join(sorted(reserved))
+                    raise ValueError(f"{side}: {name!r} cannot name a feature; use a plain word other than {taken}")
             entity_filter = self.filters.users if side == "users" else self.filters.items
             for name in entity_filter.require:
                 if name not in names:

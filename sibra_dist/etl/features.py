@@ -7,7 +7,7 @@ from math import sqrt
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from sibra_dist.data.manifest import FeatureSpec, Side
+from sibra_dist.data.manifest import FeatureKind, FeatureSpec, Side
 from sibra_dist.errors import SourceError
 from sibra_dist.etl.config import FeatureConfig
 
@@ -22,14 +22,15 @@ def joined(tables: Sequence[DataFrame]) -> DataFrame | None:
     if len(tables) == 1:
         return tables[0]
     renamed = [
-        table.withColumnsRenamed({"features": f"features_{place}", "within": f"within_{place}"}) for place, table in enumerate(tables)
+        table.select("id", F.col("features").alias(f"features_{place}"), F.col("within").alias(f"within_{place}"))
+        for place, table in enumerate(tables)
     ]
     together = reduce(lambda left, right: left.join(right, "id", "full"), renamed)
 
     def merged(name: str) -> Column:
-        # The first table with a column of the name gives it.
-        owners = {field: place for place, table in reversed(list(enumerate(tables))) for field in table.schema[name].dataType.names}
-        return F.struct(*[F.col(f"{name}_{place}").getField(field).alias(field) for field, place in owners.items()]).alias(name)
+        parts = [(place, table.select(f"{name}.*").columns) for place, table in enumerate(tables)]
+        fields = [F.col(f"{name}_{place}").getField(field).alias(field) for place, names in parts for field in names]
+        return F.struct(*fields).alias(name)
 
     return together.select("id", merged("features"), merged("within"))
 
@@ -59,7 +60,7 @@ def encode_features(
     specs = tuple(spec.model_copy(update={"missing": present["index"] - present[spec.name]}) for spec in fitted)
     for spec in specs:
         if spec.kind == "vector" and spec.size == 0:
-            raise SourceError(f"none of the {side} that are kept has the vector feature {spec.name}; check the ids of its table")
+            raise SourceError(f"none of the {side} that are kept has the vector {spec.name}; check the ids of its table")
     return wide.select("index", "id", "split", *configs), specs
 
 
@@ -68,7 +69,7 @@ def encode_category(wide: DataFrame, name: str, config: FeatureConfig) -> tuple[
     vocabulary, unknown = _vocabulary(wide.select("split", F.col(name).alias("value")))
     codes = _codes(wide, vocabulary).select(F.col("value").alias(name), F.col("code").alias("_code"))
     coded = wide.join(codes, name, "left").drop(name).withColumnRenamed("_code", name)
-    return coded, FeatureSpec(name=name, kind="category", size=len(vocabulary), vocabulary=vocabulary, missing=0, unknown=unknown)
+    return coded, _coded_spec(name, "category", vocabulary, unknown)
 
 
 def encode_tags(wide: DataFrame, name: str, config: FeatureConfig) -> tuple[DataFrame, FeatureSpec]:
@@ -77,8 +78,7 @@ def encode_tags(wide: DataFrame, name: str, config: FeatureConfig) -> tuple[Data
     vocabulary, unknown = _vocabulary(exploded)
     coded = exploded.join(_codes(wide, vocabulary), "value").groupBy("index")
     lists = coded.agg(F.sort_array(F.collect_list("code")).alias(name))
-    spec = FeatureSpec(name=name, kind="tags", size=len(vocabulary), vocabulary=vocabulary, missing=0, unknown=unknown)
-    return wide.drop(name).join(lists, "index", "left"), spec
+    return wide.drop(name).join(lists, "index", "left"), _coded_spec(name, "tags", vocabulary, unknown)
 
 
 def encode_numeric(wide: DataFrame, name: str, config: FeatureConfig) -> tuple[DataFrame, FeatureSpec]:
@@ -140,6 +140,10 @@ def _vocabulary(values: DataFrame) -> tuple[tuple[str, ...], int]:
     seen = values.where(F.col("value").isNotNull()).groupBy("value").agg(F.max(F.col("split") == "train").alias("in_training"))
     vocabulary = tuple(sorted(row.value for row in seen.where("in_training").select("value").collect()))
     return vocabulary, seen.count() - len(vocabulary)
+
+
+def _coded_spec(name: str, kind: FeatureKind, vocabulary: tuple[str, ...], unknown: int) -> FeatureSpec:
+    return FeatureSpec(name=name, kind=kind, size=len(vocabulary), vocabulary=vocabulary, missing=0, unknown=unknown)
 
 
 def _codes(frame: DataFrame, vocabulary: Sequence[str]) -> DataFrame:

@@ -20,7 +20,7 @@ def with_positions(frame: DataFrame, order: list[str], name: str) -> DataFrame:
     stored = sorted_rows.select(
         *sorted_rows.columns, F.spark_partition_id().alias("_part"), F.monotonically_increasing_id().alias("_row")
     ).localCheckpoint()
-    sizes = {part: count for part, count in stored.groupBy("_part").count().collect()}
+    sizes = {row["_part"]: row["count"] for row in stored.groupBy("_part").count().collect()}
     counts = [sizes.get(part, 0) for part in range(max(sizes, default=0) + 1)]
     starts = F.array(*[F.lit(start).cast("long") for start in accumulate([0, *counts])])
     position = F.get(starts, F.col("_part")) + F.col("_row").bitwiseAND(F.lit((1 << ROW_BITS) - 1))

@@ -1,13 +1,16 @@
 """The preparation of a dataset on one page: read, validate, filter, index, split, features, write."""
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
+from urllib.parse import unquote
 
+from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -90,11 +93,11 @@ def _make(
     progress("read")
     records = read_table(spark, inputs.interactions, interaction_columns(config.interactions))
     progress("validate")
-    checked = check_interactions(records, config.interactions)
+    checked = _stored(check_interactions(records, config.interactions), stored)
     read, reasons, examples = count_by_reason(checked)
     check_share(read, reasons, examples, config.max_rejected_share, config.interactions.path)
     refused = [rejected(checked, "interactions")] if reasons else []
-    interactions = _stored(usable(checked), stored)
+    interactions = usable(checked)
     side_information: dict[Side, DataFrame | None] = {}
     side_reasons: Counter[str] = Counter()
     for side, key in SIDES:
@@ -127,9 +130,10 @@ def _make(
     progress("features")
     entities, specs = {}, {}
     for side, key in SIDES:
-        table = indices[side].join(first_seen(split, config.split, key), "id")
-        features = {name: feature for files in inputs.side(side) for name, feature in cast(FeatureTableConfig, files.table).features.items()}
-        entities[side], specs[side] = encode_features(table, side_information[side], features, side)
+        rows = indices[side].join(first_seen(split, config.split, key), "id")
+        tables_of_side = config.users if side == "users" else config.items
+        features = {name: feature for table in tables_of_side for name, feature in table.features.items()}
+        entities[side], specs[side] = encode_features(rows, side_information[side], features, side)
 
     progress("write")
     shards = write_tables(entities, specs, pairs, refused, folder, config.shard_mebibytes << 20)
@@ -186,7 +190,8 @@ def _with_bounds(tables: Sequence[Files], bounds: Iterable[str]) -> list[tuple[F
         having = [place for place, there in enumerate(names) if column in there]
         if not having:
             told = ", ".join(files.table.path for files in tables) or "any table of side information"
-            raise SourceError(f"filters bound the column {column}, which is not in {told}; {nearest(column, sum(names, []))}")
+            hint = nearest(column, {name for there in names for name in there})
+            raise SourceError(f"filters bound the column {column}, which is not in {told}; {hint}")
         owners[column] = having[0]
     return [(files, [column for column, owner in owners.items() if owner == place]) for place, files in enumerate(tables)]
 
@@ -203,8 +208,8 @@ def _unreadable_files() -> Iterator[None]:
     """Turn Spark's word that it cannot read a file into ours."""
     try:
         yield
-    except PySparkException as error:
-        if not (error.getCondition() or "").startswith("FAILED_READ_FILE"):
+    except (PySparkException, Py4JJavaError) as error:
+        told = re.search(r"\[FAILED_READ_FILE\S* .*? file:/*(/.*?)\.\s", str(error))
+        if told is None:
             raise
-        parameters = error.getMessageParameters() or {}
-        raise SourceError(f"{parameters.get('path', 'an input file')} cannot be read: it is damaged. Fetch it again") from error
+        raise SourceError(f"{unquote(told[1])} cannot be read: it is damaged. Fetch it again") from error

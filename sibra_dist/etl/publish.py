@@ -40,7 +40,8 @@ def existing_dataset(to: Path, config: PrepareConfig, sources: Sequence[Source],
     manifest = Manifest.read(to)
     if manifest.config != recorded(config) or manifest.sources != tuple(sources):
         raise DatasetError(
-            f"{to} holds a dataset made from another configuration or other files; add --overwrite to replace it, or name another folder"
+            f"{to} holds a dataset made from another configuration or other files; "
+            "add --overwrite to replace it, or name another folder"
         )
     return manifest
 

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.pandas.functions import arrow_udf
 
 from sibra_dist.data.manifest import Source, sha256_of
 from sibra_dist.errors import SourceError, nearest
@@ -75,9 +76,12 @@ def find_files(config: PrepareConfig, table: TableConfig) -> Files:
     if "://" in located:
         raise SourceError(f"{located} is not on a file system of this machine; copy or mount it here and give its path")
     root = Path(config.source.removeprefix("file://")).resolve()
-    paths = tuple(Path(path).resolve() for path in ([located] if Path(located).exists() else sorted(glob.glob(located))))
+    pattern = table.path.removeprefix("file://")
+    # Only the table's own path may be a pattern: a bracket in the name of the source folder is a bracket.
+    found = [pattern] if (root / pattern).exists() else sorted(glob.glob(pattern, root_dir=root))
+    paths = tuple((root / path).resolve() for path in found)
     if not paths:
-        siblings = sorted(path.name for path in Path(located).parent.glob("*"))
+        siblings = sorted(path.name for path in Path(located).parent.iterdir()) if Path(located).parent.is_dir() else []
         raise SourceError(f"there is no file {located}; {nearest(Path(located).name, siblings)}")
     for path in paths:
         if path.is_dir():
@@ -183,6 +187,11 @@ READERS: dict[str, Reader] = {
 }
 
 
+def pattern_of(separator: str) -> str:
+    """The regular expression that stands for a separator by the letter, in the form that Java splits at without one."""
+    return "".join(letter if letter.isalnum() else "\\" + letter for letter in separator)
+
+
 def require_columns(path: Path, there: Sequence[str], wanted: Sequence[str]) -> None:
     """Check that each of the `wanted` columns of a file is `there` once.
 
@@ -200,12 +209,12 @@ def _read_lines(
     spark: SparkSession, files: Files, columns: Sequence[str], names: Sequence[str], heading: str | None, separator: str
 ) -> DataFrame:
     frame = spark.read.option("lineSep", "\n").text(_escaped(files.paths))
-    decoded, shown = [F.regexp_replace(text, "\r$", "") for text in _decoded(F.col("value"), files.table.encoding)]
+    decoded, shown = [F.rtrim(text, F.lit("\r")) for text in _decoded(F.col("value"), files.table.encoding)]
     lines = frame.select(_file_name(frame, files), decoded.alias("text"), shown.alias("record")).where(F.col("record") != "")
     if heading is not None:
         lines = lines.where(F.col("record") != heading)
-    # A pattern between \Q and \E is taken by the letter, and -1 keeps empty fields at the end.
-    fields = F.split("text", rf"\Q{separator}\E", -1)
+    # -1 keeps empty fields at the end.
+    fields = F.split("text", pattern_of(separator), -1)
     fault = F.when(F.col("text").isNull(), UNDECODABLE).when(F.size(fields) != len(names), WRONG_FIELDS)
     values = F.struct(*[F.get(fields, names.index(name)).alias(name) for name in columns])
     return lines.select("file", "record", fault.alias("fault"), values.alias("values"))
@@ -221,18 +230,20 @@ def _decoded(line: Column, encoding: str) -> tuple[Column, Column]:
         text = F.decode(line.cast("binary"), "ISO-8859-1")
         return text, text
 
-    @F.udf("string")
-    def decode(content: bytearray) -> str | None:
+    def decode(content: bytes) -> str | None:
         try:
             return content.decode(encoding)
         except UnicodeDecodeError:
             return None
 
-    @F.udf("string")
-    def show(content: bytearray) -> str:
-        return content.decode(encoding, "replace")
+    def decode_lines(lines: pa.Array) -> pa.Array:
+        return pa.array([decode(line) for line in lines.to_pylist()], pa.string())
 
-    return decode(line.cast("binary")), show(line.cast("binary"))
+    def show_lines(lines: pa.Array) -> pa.Array:
+        return pa.array([line.decode(encoding, "replace") for line in lines.to_pylist()], pa.string())
+
+    text, shown = [arrow_udf(function, "string") for function in (decode_lines, show_lines)]
+    return text(line.cast("binary")), shown(line.cast("binary"))
 
 
 def _first_line(files: Files) -> str:
@@ -252,7 +263,7 @@ def _read_first_line(path: Path, encoding: str) -> str:
             # A byte order mark is no part of the first name; Spark leaves it out too.
             return stream.readline().removeprefix(codecs.BOM_UTF8).decode(encoding).rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise SourceError(f"{path} is not {encoding} text: {error}. Set encoding to the one it is in, for example latin-1") from error
+        raise SourceError(f"{path} is not {encoding} text: {error}. Set encoding to what it is, as latin-1") from error
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"{path} cannot be read: {error}") from error
 

@@ -20,7 +20,7 @@ from sibra_dist.errors import SibraError
 from sibra_dist.etl.config import SparkConfig
 
 OLDEST_JAVA = 17
-JAVA_REMEDY = f"Install a Java runtime of version {OLDEST_JAVA} or newer (Debian: apt install default-jre-headless) or set JAVA_HOME to one"
+JAVA_REMEDY = f"Install Java {OLDEST_JAVA} or newer (Debian: apt install default-jre-headless) or set JAVA_HOME to one"
 SUBMITTED = "PYSPARK_GATEWAY_PORT"
 """The variable by which spark-submit tells Python where its Java process listens."""
 
@@ -84,7 +84,7 @@ def _quiet_gateway(conf: SparkConf) -> object:
         try:
             return launch_gateway(conf=conf, popen_kwargs={"stderr": log})
         except PySparkRuntimeError as error:
-            raise SibraError(f"Spark did not start: {_last_line(log)}. Check spark.master, spark.driver_memory and spark.settings") from error
+            raise SibraError(f"Spark did not start: {_last_line(log)}. Check the settings under `spark`") from error
 
 
 def _last_line(log: IO[bytes]) -> str:

@@ -16,7 +16,7 @@ from sibra_dist.etl.indexing import with_positions
 
 
 def random_split(interactions: DataFrame, config: SplitConfig) -> DataFrame:
-    """Of each user's n interactions, in a drawn order, the first ceil(n * test) test, the next ceil(n * validation) validate."""
+    """Split each user's n interactions: in a drawn order ceil(n * test) test, the next ceil(n * validation) validate."""
     drawn = Window.partitionBy("user").orderBy(F.xxhash64(F.lit(config.seed).cast("long"), "user", "item"), "item")
     position = F.row_number().over(drawn) - 1
     count = F.count("*").over(Window.partitionBy("user"))
@@ -24,7 +24,7 @@ def random_split(interactions: DataFrame, config: SplitConfig) -> DataFrame:
 
 
 def cold_item_split(interactions: DataFrame, config: SplitConfig) -> DataFrame:
-    """Of n items, in a drawn order, the first ceil(n * test) test, the next ceil(n * validation) validate, with all their interactions."""
+    """Split n items and all that is theirs: in a drawn order ceil(n * test) test, the next ceil(n * validation) validate."""
     items = interactions.select("item").distinct()
     count = F.lit(items.count())
     drawn = items.withColumn("draw", F.xxhash64(F.lit(config.seed).cast("long"), "item"))
@@ -50,9 +50,10 @@ def split_interactions(interactions: DataFrame, config: SplitConfig) -> tuple[Da
     counts = {"train": 0, "validation": 0, "test": 0} | dict(split.groupBy("split").count().collect())
     for name, share in (("train", 1.0), ("validation", config.validation), ("test", config.test)):
         if share > 0 and counts[name] == 0:
+            told = ", ".join(f"{count} {split_name}" for split_name, count in counts.items())
             raise ConfigError(
-                f"split.protocol {config.protocol} leaves no {name} interactions ({counts['train']} train, {counts['validation']} "
-                f"validation, {counts['test']} test); change split.validation or split.test, raise filters.core, or bring more data"
+                f"split.protocol {config.protocol} leaves no {name} interactions ({told}); "
+                "change split.validation or split.test, raise filters.core, or bring more data"
             )
     return split, counts
 

@@ -31,9 +31,9 @@ def write_tables(
         "held_out/validation": (lists_of(pairs.where(F.col("split") == "validation"), "user", "item"), "items"),
         "held_out/test": (lists_of(pairs.where(F.col("split") == "test"), "user", "item"), "items"),
     }
-    shards = {
-        side: write_table(frame, "index", entity_schema(specs[side]), folder, side, shard_bytes) for side, frame in entities.items()
-    }
+    shards: dict[str, tuple[Shard, ...]] = {}
+    for side, frame in entities.items():
+        shards[side] = write_table(frame, "index", entity_schema(specs[side]), folder, side, shard_bytes)
     for table, (frame, column) in lists.items():
         shards[table] = write_table(frame, "index", list_schema(column), folder, table, shard_bytes)
     if refused:

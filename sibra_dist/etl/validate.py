@@ -1,7 +1,7 @@
 """Validation: which records can be used, and for each of the others the reason why not.
 
-Frames of `readers` come in; they go out with a column `reason`, null where the record is good. `rejected` and `usable`
-take the two halves.
+Frames of `readers` come in; they go out with a column `reason`, null where the record is good. Of the rest, `record` keeps
+what to show. `rejected` and `usable` take the two halves.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from pyspark.sql.types import ArrayType, BooleanType, DataType, IntegralType, Nu
 
 from sibra_dist.errors import SourceError
 from sibra_dist.etl.config import FeatureConfig, FeatureTableConfig, InteractionsConfig
-from sibra_dist.etl.readers import NPZ_COLUMNS
+from sibra_dist.etl.readers import NPZ_COLUMNS, pattern_of
 
 NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 NOT_A_NUMBER = r"^\s*[+-]?[nN][aA][nN]\s*$"
@@ -45,7 +45,7 @@ def check_interactions(records: DataFrame, table: InteractionsConfig) -> DataFra
             number = _number(column, kinds, table.path)
             reason = reason.when(~_is_finite(number), fault)
             columns.append(number.alias(name))
-    return records.select("file", "record", "values", *columns, reason.alias("reason"))
+    return _with_reason(records.select("file", "record", "fault", "values", *columns), reason)
 
 
 def feature_columns(table: FeatureTableConfig, within: Sequence[str] = ()) -> list[str]:
@@ -97,28 +97,22 @@ def check_features(records: DataFrame, table: FeatureTableConfig, within: Sequen
     # Only good records compete for an id; the order is total but for records that are equal in all that is used.
     rank = F.row_number().over(Window.partitionBy("id", F.col("reason").isNull()).orderBy("record", "values", "file"))
     reason = F.when(F.col("reason").isNull() & (rank > 1), DUPLICATE_ID).otherwise(F.col("reason"))
-    return checked.withColumn("reason", reason).drop("is_known")
+    return _with_reason(checked.drop("is_known"), reason)
 
 
 def rejected(checked: DataFrame, table: str) -> DataFrame:
     """The records that cannot be used, as rows of the table `rejected`."""
-    shown = F.coalesce("record", F.to_json("values"))
-    return checked.where(F.col("reason").isNotNull()).select(
-        F.lit(table).alias("table"), "file", "reason", shown.alias("record")
-    )
+    return checked.where(F.col("reason").isNotNull()).select(F.lit(table).alias("table"), "file", "reason", "record")
 
 
 def usable(checked: DataFrame) -> DataFrame:
     """The good records, without what is known of where they came from."""
-    return checked.where(F.col("reason").isNull()).drop("file", "record", "values", "reason")
+    return checked.where(F.col("reason").isNull()).drop("file", "reason", "record")
 
 
 def count_by_reason(checked: DataFrame) -> tuple[int, dict[str, int], dict[str, str]]:
     """How many records there are; of the rejected, how many by reason, and an example of each."""
-    shown = F.concat_ws(": ", "file", F.coalesce("record", F.to_json("values")))
-    # Only rejected records need a text to show.
-    example = F.min(F.when(F.col("reason").isNotNull(), shown))
-    rows = checked.groupBy("reason").agg(F.count("*"), example).collect()
+    rows = checked.groupBy("reason").agg(F.count("*"), F.min(F.concat_ws(": ", "file", "record"))).collect()
     counts = {str(reason): int(count) for reason, count, _ in rows if reason is not None}
     order = sorted(counts, key=lambda reason: (-counts[reason], reason))
     examples = {str(reason): str(text) for reason, _, text in rows if reason is not None}
@@ -136,9 +130,14 @@ def check_share(read: int, counts: Mapping[str, int], examples: Mapping[str, str
     share = sum(counts.values()) / read
     if share > largest:
         told = "; ".join(f"{reason}: {counts[reason]} records, such as {examples[reason]!r}" for reason in list(counts)[:3])
-        raise SourceError(
-            f"{sum(counts.values())} of {read} records of {path} cannot be used, more than max_rejected_share = {largest}. {told}"
-        )
+        refused = sum(counts.values())
+        raise SourceError(f"{refused} of {read} records of {path} cannot be used; max_rejected_share is {largest}. {told}")
+
+
+def _with_reason(checked: DataFrame, reason: Column) -> DataFrame:
+    """`checked` with its `reason`; `values` gone, and `record` kept only where it will be shown."""
+    shown = F.when(F.col("reason").isNotNull(), F.coalesce("record", F.to_json("values")))
+    return checked.withColumn("reason", reason).withColumn("record", shown).drop("values", "fault")
 
 
 def _types(records: DataFrame) -> dict[str, DataType]:
@@ -154,7 +153,9 @@ def _columns_of(name: str, feature: FeatureConfig, table: FeatureTableConfig) ->
     return (feature.column,) if isinstance(feature.column, str) else feature.column
 
 
-def _feature(name: str, feature: FeatureConfig, kinds: Mapping[str, DataType], table: FeatureTableConfig) -> tuple[Column, Column]:
+def _feature(
+    name: str, feature: FeatureConfig, kinds: Mapping[str, DataType], table: FeatureTableConfig
+) -> tuple[Column, Column]:
     """A feature's value, null where it is absent, and whether it holds something that should be a number and is not."""
     columns = _columns_of(name, feature, table)
     kind = kinds[columns[0]]
@@ -166,14 +167,14 @@ def _feature(name: str, feature: FeatureConfig, kinds: Mapping[str, DataType], t
     if feature.kind == "tags":
         if not isinstance(kind, StringType | ArrayType):
             raise _misfit(columns[0], kind, table.path, "tags are text or a list")
-        tags = value.cast("array<string>") if isinstance(kind, ArrayType) else F.split(value, rf"\Q{feature.separator}\E", -1)
+        tags = value.cast("array<string>") if isinstance(kind, ArrayType) else F.split(value, pattern_of(feature.separator), -1)
         tags = F.array_sort(F.array_distinct(F.filter(tags, lambda tag: tag != "")))
         return F.when(F.size(tags) > 0, tags), F.lit(False)
     if feature.kind == "numeric":
         numbers = [_number(column, kinds, table.path) for column in columns]
-        absent = reduce(Column.__or__, [_is_absent(column, kinds) for column in columns])
-        bad = reduce(Column.__or__, [~_is_absent(column, kinds) & ~_is_finite(_number(column, kinds, table.path)) for column in columns])
-        return F.when(~absent, F.array(*numbers)), bad
+        gaps = [_is_absent(column, kinds) for column in columns]
+        faults = [~gap & ~_is_finite(number) for gap, number in zip(gaps, numbers, strict=True)]
+        return F.when(~reduce(Column.__or__, gaps), F.array(*numbers)), reduce(Column.__or__, faults)
     if not isinstance(kind, ArrayType) or not isinstance(kind.elementType, NumericType):
         raise _misfit(columns[0], kind, table.path, "a vector is a list of numbers")
     absent = value.isNull() | (F.size(value) == 0) | F.exists(value, lambda element: element.isNull() | F.isnan(element))

@@ -41,7 +41,9 @@ def list_schema(column: str) -> pa.Schema:
     return pa.schema([("index", pa.int32()), (column, pa.list_(pa.int32()))])
 
 
-def write_table(frame: DataFrame, position: str, schema: pa.Schema, dataset: Path, table: str, shard_bytes: int) -> tuple[Shard, ...]:
+def write_table(
+    frame: DataFrame, position: str, schema: pa.Schema, dataset: Path, table: str, shard_bytes: int
+) -> tuple[Shard, ...]:
     """Write `frame` as the shards of one table of the dataset folder, in the order of its distinct column `position`.
 
     A shard takes the rows of a range of positions, as wide as should make `shard_bytes` uncompressed bytes; a table

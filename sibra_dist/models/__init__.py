@@ -27,4 +27,4 @@ def build_model(config: ModelConfig, dataset: Dataset, seed: int) -> Recommender
     kind, _ = MODELS[config.type]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return kind(config, dataset)  # type: ignore[call-arg]  # every model takes its own config and the dataset
+        return kind(config, dataset)

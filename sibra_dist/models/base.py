@@ -67,7 +67,6 @@ class Recommender(nn.Module, ABC):
         return 0
 
 
-
 def parameter_count(model: nn.Module) -> int:
     """Number of trained scalars."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -39,7 +39,7 @@ class InteractionsEncoder(nn.Module):
 
     def forward(self, entities: Tensor) -> Tensor:
         """See the module's docstring."""
-        bags: Tensor = BagSum.apply(self.weight, entities, _held(self, "histories"), _held(self, "transposed"))
+        bags: Tensor = BagSum.apply(self.weight, entities, _held(self, "histories"), _held(self, "transposed"))  # type: ignore[no-untyped-call]
         return F.relu(bags + self.bias)
 
 
@@ -56,7 +56,7 @@ class BagSum(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, entities: Tensor, histories: Csr, transposed: Csr) -> Tensor:
         """Bag sums [n, h] of distinct `entities` int64 [n]."""
         columns, starts = histories.gather(entities)
-        ctx.save_for_backward(entities, columns, starts)
+        ctx.save_for_backward(entities, columns)
         ctx.histories, ctx.transposed = histories, transposed
         ctx.weight_shape = weight.shape
         return _bag_sum(columns, weight, starts)
@@ -65,7 +65,7 @@ class BagSum(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         """The gradient with respect to `weight`."""
         (gradient,) = gradients
-        entities, columns, starts = ctx.saved_tensors
+        entities, columns = ctx.saved_tensors
         if columns.numel() * SORTING_COST >= ctx.histories.nnz:
             by_entity = gradient.new_zeros(ctx.histories.num_rows, gradient.shape[1]).index_copy_(0, entities, gradient)
             return _bag_sum(ctx.transposed.indices, by_entity, ctx.transposed.indptr[:-1]), None, None, None
@@ -140,7 +140,7 @@ def _bag_sum(indices: Tensor, table: Tensor, starts: Tensor) -> Tensor:
     if indices.numel() == 0:
         # The product keeps `table` in the graph: a parameter without a gradient would differ between ranks.
         return table.new_zeros(starts.numel(), table.shape[1]) + 0 * table[:1].sum()
-    return F.embedding_bag(indices.long(), table, starts, mode="sum")
+    return F.embedding_bag(indices, table, starts.to(indices.dtype), mode="sum")
 
 
 def _hold(module: nn.Module, name: str, matrix: Csr) -> None:

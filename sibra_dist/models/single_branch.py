@@ -9,6 +9,8 @@ What is absent from the data, not drawn in a step, or hidden on purpose is one m
 An entity with nothing there has a learned input of its own, "unknown".
 """
 
+import math
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 import torch
@@ -17,7 +19,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sibra_dist.config import Config
-from sibra_dist.data.batches import ModalitySampling, TrainBatch, stream, uniform
+from sibra_dist.data.batches import ModalitySampling, TrainBatch, hash64
 from sibra_dist.data.dataset import Dataset, Entities
 from sibra_dist.errors import ConfigError, nearest
 from sibra_dist.losses import symmetric_info_nce
@@ -167,7 +169,7 @@ class SingleBranch(nn.Module):
         """
         pairs = drawn * self._num_entities + entities[..., None]
         distinct, inverse = torch.unique(pairs, return_inverse=True)
-        return self._embed(distinct, noise_key)[inverse]
+        return F.embedding(inverse, self._embed(distinct, noise_key))
 
     def encode(self, entities: Tensor, hidden: frozenset[str] = NOTHING_HIDDEN) -> Tensor:
         """Embed distinct entities int64 [n] from all that is there: the mean over modalities, [n, d]."""
@@ -204,7 +206,7 @@ class Branch(nn.Module):
         self._dropout = config.input_dropout
         sizes = [config.input_size, *config.hidden_sizes, embedding_size]
         layers: list[nn.Module] = []
-        for depth, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False), start=1):
+        for depth, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
             layers.append(nn.Linear(fan_in, fan_out))
             is_output = depth == len(sizes) - 1
             if not is_output and config.batch_norm_every > 0 and depth % config.batch_norm_every == 0:
@@ -226,7 +228,7 @@ class Branch(nn.Module):
 class BatchNorm(nn.BatchNorm1d):
     """Batch normalisation that, given fewer than two rows to take statistics of, uses those it has gathered so far."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
+    def forward(self, input: Tensor) -> Tensor:
         """Normalise [n, width]."""
         if self.training and input.shape[0] < 2:
             return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
@@ -238,21 +240,13 @@ def named_dropout(inputs: Tensor, rate: float, key: int, names: Tensor) -> Tenso
 
     Args:
         inputs: [n, h].
-        rate: probability of zeroing an element; the others are divided by 1 - rate.
+        rate: probability of zeroing an element, up to 2^-17; the others are divided by 1 - rate.
         key: of this step.
         names: int64 [n].
     """
-    rows = uniform(key, names).to(torch.int32)
-    columns = uniform(stream(key, 1), torch.arange(inputs.shape[1], device=inputs.device)).to(torch.int32)
-    bits = _mix_32(rows[:, None] ^ columns)
-    # Signed 32-bit integers are uniform over [-2^31, 2^31).
-    keep = bits >= round(rate * 2**32) - 2**31
-    return inputs * keep / (1 - rate)
-
-
-def _mix_32(bits: Tensor) -> Tensor:
-    """A 32-bit integer hash in place: multiply and xor-shift, twice (constants of Wellons' `lowbias32`)."""
-    for multiplier, shift in ((0x7FEB352D, 15), (0x846CA68B - (1 << 32), 16)):
-        bits = bits * multiplier
-        bits = bits ^ ((bits >> shift) & ((1 << (32 - shift)) - 1))
-    return bits
+    width = inputs.shape[1]
+    blocks = torch.arange(math.ceil(width / 4), device=inputs.device)
+    # Every hash of 64 bits decides on four columns, by 16 bits each.
+    bits = hash64(key, names[:, None] * len(blocks) + blocks).view(torch.int16)[:, :width]
+    threshold = round(rate * 2**16) - 2**15
+    return inputs * (bits >= threshold).to(inputs.dtype).mul_(1 / (1 - rate))

@@ -100,7 +100,9 @@ def save_checkpoint(
         aside.replace(target)
         write_atomically(target.with_suffix(".json"), json.dumps(description, indent=2).encode())
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"no checkpoint could be written to {folder}: {error}. Free some space and resume the run") from error
+        raise CheckpointError(
+            f"no checkpoint could be written to {folder}: {error}. Free some space and resume the run"
+        ) from error
     finally:
         aside.unlink(missing_ok=True)
     for old in sorted(folder.glob("epoch-*.json"))[:-keep]:

@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from sibra_dist.config import Config
+from sibra_dist.errors import nearest
 from sibra_dist.evaluation.config import EvaluationConfig
 from sibra_dist.evaluation.metrics import parse_metric
 from sibra_dist.losses import LOSSES
-from sibra_dist.errors import nearest
 from sibra_dist.models import AnyModelConfig
 
 Positive = Annotated[int, Field(ge=1)]

@@ -64,5 +64,3 @@ def read_evaluation(run: RunFolder, request: EvaluationRequest) -> dict[str, Any
     """What `evaluate_run` wrote."""
     result: dict[str, Any] = json.loads((run.evaluation(request.split) / f"{request.name}.json").read_text())
     return result
-
-

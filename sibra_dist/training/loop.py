@@ -36,10 +36,13 @@ class Progress:
     loss: float
     monitor: str
     metric: float | None
+    """Its latest value ..."""
+    evaluated: int
+    """... after so many epochs"""
     best: float | None
     positives_per_second: float
     seconds_left: float
-    """Until the last epoch, were training not to stop early."""
+    """Until the last epoch is done, were training not to stop early."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,8 @@ class Trainer:
             self.losses = torch.zeros(self.batches.steps_per_epoch, device=self.device)
         self.position = self._resume()
         self._told = time.monotonic()
-        self._last_metric: float | None = None
+        self._metric: float | None = None
+        self._evaluated = 0
         self._rate = 0.0
 
     def fit(self) -> Position:
@@ -132,7 +136,7 @@ class Trainer:
             losses = losses + auxiliary
         loss = (losses * batch.weights).sum() / batch.total_weight
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         loss = self.ranks.reduce_step(self.model, loss)
         self.optimizer.step()
         return loss
@@ -148,7 +152,8 @@ class Trainer:
         position = replace(self.position, epoch=epoch, step=0, finished=epoch >= self.epochs)
         if position.finished or epoch % self.config.evaluate_every == 0:
             metrics |= self._evaluate()
-            value = self._last_metric = metrics[f"val/{self.config.monitor}"]
+            value = self._metric = metrics[f"val/{self.config.monitor}"]
+            self._evaluated = epoch
             if position.best is None or value > position.best:
                 position = replace(position, best=value, best_epoch=epoch, evaluations_since_best=0)
                 if self.ranks.leads:
@@ -162,13 +167,16 @@ class Trainer:
         self.position = position
         if self.epochs:
             self._save_checkpoint()
+            self._report(epoch, 0)
         if f"val/{self.config.monitor}" in metrics:
             self.callbacks.evaluated({"epoch": epoch, **metrics})
 
     def _evaluate(self) -> dict[str, float]:
         self.model.eval()
         names = list(dict.fromkeys([*self.evaluation.names, self.config.monitor]))
-        result = evaluate(self.model, self.dataset, "validation", self.evaluation, names=names, ranks=(self.ranks.rank, self.ranks.world))
+        result = evaluate(
+            self.model, self.dataset, "validation", self.evaluation, names=names, ranks=(self.ranks.rank, self.ranks.world)
+        )
         return {f"val/{name}": value for name, value in result.metrics.items()}
 
     def _resume(self) -> Position:
@@ -177,7 +185,9 @@ class Trainer:
         position = self.ranks.agree(checkpoint.position if checkpoint else Position())
         if checkpoint is not None:
             if checkpoint.position != position:
-                raise TrainingError(f"ranks see different checkpoints in {self.run.checkpoints}: it must lie on a disk that they share")
+                raise TrainingError(
+                    f"ranks see different checkpoints in {self.run.checkpoints}: it must lie on a disk that they share"
+                )
             checkpoint.restore(self.model, self.optimizer)
             saved = checkpoint.tensors["losses"]
             if position.step and len(saved) == len(self.losses):
@@ -207,26 +217,30 @@ class Trainer:
             )
 
     def _tell(self, first: int, done: int, started: float) -> None:
-        """Report progress on rank 0, at most twice a second."""
+        """Measure the speed and, at most twice a second, report progress."""
         now = time.monotonic()
-        steps = self.batches.steps_per_epoch
         self._rate = (done - first) * self.config.batch_size / max(now - started, 1e-9)
-        if not self.ranks.leads or (now - self._told < PROGRESS_SECONDS and done < steps):
+        if now - self._told >= PROGRESS_SECONDS:
+            self._told = now
+            self._report(self.position.epoch, done)
+
+    def _report(self, epoch: int, done: int) -> None:
+        """Report progress: `done` steps of an epoch."""
+        if not self.ranks.leads or not self.epochs:
             return
-        self._told = now
-        epoch = self.position.epoch
         positives_left = self.batches.num_positives * (self.epochs - epoch) - done * self.config.batch_size
         self.callbacks.progress(
             Progress(
-                epoch=epoch + 1,
+                epoch=min(epoch + 1, self.epochs),
                 epochs=self.epochs,
                 step=done,
-                steps=steps,
-                loss=float(self.losses[:done].mean()),
+                steps=self.batches.steps_per_epoch,
+                loss=float(self.losses[: done or None].mean()),
                 monitor=f"val/{self.config.monitor}",
-                metric=self._last_metric,
+                metric=self._metric,
+                evaluated=self._evaluated,
                 best=self.position.best,
                 positives_per_second=self._rate,
-                seconds_left=max(positives_left, 0) / self._rate,
+                seconds_left=max(positives_left, 0) / max(self._rate, 1e-9),
             )
         )

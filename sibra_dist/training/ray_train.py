@@ -87,14 +87,16 @@ def _run(
             name="ray",
             storage_path=str(run.path.resolve()),
             failure_config=FailureConfig(max_failures=config.max_failures),
-            callbacks=list(callbacks),
+            callbacks=list[Any](callbacks),
         ),
     )
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         _raise_recorded(run)
-        raise TrainingError(f"the workers failed: {error}. Continue the run with `sibra-dist train --resume {run.path}`") from error
+        raise TrainingError(
+            f"the workers failed: {error}. Continue the run with `sibra-dist train --resume {run.path}`"
+        ) from error
     _raise_recorded(run)
 
 

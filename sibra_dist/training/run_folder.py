@@ -1,12 +1,12 @@
 """A run's folder: what was asked, where it ran, what came out.
 
-    <run>/
-      config.yaml         the resolved configuration
-      environment.json    versions, git commit, hardware, dataset digest
-      metrics.jsonl       a line an evaluation
-      checkpoints/        the newest few; see `sibra_dist.training.checkpoint`
-      best/               the model at its best validation metric
-      evaluation/<split>/ metrics.json, written by `sibra-dist evaluate`
+<run>/
+  config.yaml         the resolved configuration
+  environment.json    versions, git commit, hardware, dataset digest
+  metrics.jsonl       a line an evaluation
+  checkpoints/        the newest few; see `sibra_dist.training.checkpoint`
+  best/               the model at its best validation metric
+  evaluation/<split>/ metrics.json, written by `sibra-dist evaluate`
 """
 
 import json
@@ -56,7 +56,9 @@ class RunFolder:
             CheckpointError: a run is there already, or the folder cannot be written.
         """
         if self.exists:
-            raise CheckpointError(f"{self.path} holds a run already. Continue it with --resume {self.path}, or choose another --to")
+            raise CheckpointError(
+                f"{self.path} holds a run already. Continue it with --resume {self.path}, or choose another --to"
+            )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / "environment.json", json.dumps(environment(dataset), indent=2).encode() + b"\n")
@@ -82,7 +84,9 @@ class RunFolder:
         """
         checkpoint = load_newest(self.best, dataset.manifest.digest)
         if checkpoint is None:
-            raise CheckpointError(f"{self.path} holds no trained model yet. Continue it with `sibra-dist train --resume {self.path}`")
+            raise CheckpointError(
+                f"{self.path} holds no trained model yet. Continue it with `sibra-dist train --resume {self.path}`"
+            )
         config = self.config()
         model = build_model(config.model, dataset, config.seed)
         checkpoint.restore(model)
@@ -140,7 +144,10 @@ def _commit() -> str | None:
         return None
     try:
         described = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, check=False
+            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            check=False,
         )
     except OSError:
         return None

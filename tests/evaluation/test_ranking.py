@@ -16,7 +16,9 @@ INF = math.inf
 # Few distinct values, so that ties at the last place are the rule; -0.0 and 0.0 are equal scores with different bits.
 tied_scores = st.integers(1, 30).flatmap(
     lambda width: st.lists(
-        st.lists(st.sampled_from([-INF, -1.0, -0.0, 0.0, 1.0, 2.0, INF]), min_size=width, max_size=width), min_size=1, max_size=6
+        st.lists(st.sampled_from([-INF, -1.0, -0.0, 0.0, 1.0, 2.0, INF]), min_size=width, max_size=width),
+        min_size=1,
+        max_size=6,
     )
 )
 
@@ -109,7 +111,9 @@ def test_merge_prefers_the_lower_range_among_equal_scores() -> None:
 
 
 @given(
-    pairs=st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 11)), max_size=30), start=st.integers(0, 9), width=st.integers(0, 5)
+    pairs=st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 11)), max_size=30),
+    start=st.integers(0, 9),
+    width=st.integers(0, 5),
 )
 def test_mask_hides_the_pairs_of_its_tile_alone(pairs: list[tuple[int, int]], start: int, width: int) -> None:
     scores = torch.ones(4, width)
@@ -124,7 +128,9 @@ def test_mask_hides_the_pairs_of_its_tile_alone(pairs: list[tuple[int, int]], st
     relevant=st.lists(st.sets(st.integers(0, 5)), min_size=1, max_size=5),
     data=st.data(),
 )
-def test_hits_are_the_recommended_candidates_in_the_users_own_row(device: str, relevant: list[set[int]], data: st.DataObject) -> None:
+def test_hits_are_the_recommended_candidates_in_the_users_own_row(
+    device: str, relevant: list[set[int]], data: st.DataObject
+) -> None:
     row = st.lists(st.integers(-1, 5), min_size=4, max_size=4)
     items = data.draw(st.lists(row, min_size=len(relevant), max_size=len(relevant)))
     found = hits(torch.tensor(items, device=device), csr([sorted(own) for own in relevant]).to(torch.device(device)), 6)

@@ -1,0 +1,32 @@
+"""MovieLens 1M comes out with the published sizes."""
+
+from pathlib import Path
+
+import pytest
+from pyspark.sql import SparkSession
+
+from sibra_dist.config import load_config
+from sibra_dist.etl.config import PrepareConfig
+from sibra_dist.etl.pipeline import prepare
+
+pytestmark = [pytest.mark.spark, pytest.mark.real_data, pytest.mark.slow]
+
+
+@pytest.mark.parametrize("protocol", ["cold_item", "random"])
+def test_movielens_1m_has_the_published_sizes(spark: SparkSession, tmp_path: Path, real_data: Path, protocol: str) -> None:
+    config = load_config(PrepareConfig, "ml-1m", [f"source={real_data / 'ml-1m'}", f"split.protocol={protocol}"])
+    manifest = prepare(config, tmp_path / "dataset")
+    assert manifest.counts.users == 5_816
+    assert sum(manifest.records.filtered.values()) + manifest.records.kept == manifest.records.read == 836_432
+    if protocol == "random":
+        assert (manifest.counts.validation, manifest.counts.test) == (83_930, 83_930)
+    else:
+        splits = [row.split for row in spark.read.parquet(str(tmp_path / "dataset" / "items")).collect()]
+        assert splits.count("test") == splits.count("validation") == 330
+    assert {spec.name: (spec.size, spec.missing) for spec in manifest.user_features + manifest.item_features} == {
+        "gender": (2, 0),
+        "occupation": (21, 0),
+        "age": (6, 0),
+        "genres": (18, 0),
+        "plot": (384, 0),
+    }

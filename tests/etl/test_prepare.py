@@ -1,0 +1,180 @@
+"""What `prepare` makes of a small source, checked by hand and against plain Python."""
+
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyspark.sql import SparkSession
+
+from sibra_dist.data.manifest import Manifest, verify_shard
+from sibra_dist.etl.config import PrepareConfig
+from sibra_dist.etl.pipeline import STAGES, prepare
+from sibra_dist.etl.write import list_schema, write_table
+
+pytestmark = pytest.mark.spark
+
+Small = Callable[..., PrepareConfig]
+ReadTable = Callable[[Path, Manifest, str], pa.Table]
+
+
+def test_small_example_is_as_worked_out_by_hand(spark: SparkSession, small: Small, tmp_path: Path, table: ReadTable) -> None:
+    stages: list[str] = []
+    to = tmp_path / "dataset"
+    manifest = prepare(small(), to, progress=stages.append)
+    assert stages == list(STAGES)
+    assert manifest == Manifest.read(to)
+    for shard in manifest.all_shards():
+        verify_shard(to, shard)
+
+    # 72 pairs, one of them twice, one below 3 stars, 7 that cannot be used. A user's 6 give 1 to each held-out split.
+    assert manifest.records.read == 81
+    assert manifest.records.rejected == {
+        "rating is not a finite number": 2,
+        "no item id": 1,
+        "no user id": 1,
+        "not in the encoding of the table": 1,
+        "time is not a number": 1,
+        "wrong number of fields": 1,
+    }
+    assert manifest.records.filtered == {"min_rating": 1, "duplicates": 1, "users": 0, "items": 0, "core": 0}
+    assert manifest.records.kept == 72
+    assert manifest.counts.model_dump() == {"users": 12, "items": 10, "train": 48, "validation": 12, "test": 12}
+    assert manifest.rejected_side_information == {
+        "duplicate id": 1,
+        "not a finite number": 1,
+        "unknown id": 1,
+        "wrong number of fields": 1,
+    }
+
+    users, items = table(to, manifest, "users"), table(to, manifest, "items")
+    assert users["index"].to_pylist() == list(range(12))
+    assert users["id"].to_pylist() == [f"u{user:02}" for user in range(1, 13)]
+    assert set(users["split"].to_pylist()) == {"train"}
+    city, age = manifest.user_features
+    # Of two records of u03 the smaller text stays: Bonn, aged 33, not Köln, aged 23.
+    assert city.vocabulary == ("Bonn", "Köln", "Linz")
+    by_hand = [{0: 1, 1: 2, 2: None}[user % 3] for user in range(1, 12)]
+    by_hand[2] = 0
+    assert users["city"].to_pylist() == [*by_hand, None]
+    assert city.missing == by_hand.count(None) + 1
+    ages = [21.0, 22.0, 33.0, 24.0, None, 26.0, 27.0, 28.0, 29.0, 30.0, 31.0, None]
+    known = [value for value in ages if value is not None]
+    mean = math.fsum(known) / len(known)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in known) / len(known))
+    assert age.offset == pytest.approx((mean,), rel=1e-10)
+    assert age.scale == pytest.approx((deviation,), rel=1e-10)
+    scaled = [None if value is None else pytest.approx([(value - mean) / deviation], rel=1e-6) for value in ages]
+    assert users["age"].to_pylist() == scaled
+    assert (age.missing, age.unknown) == (2, 0)
+
+    genres, look = manifest.item_features
+    assert genres.vocabulary == ("comedy", "drama")
+    assert items["genres"].to_pylist() == [{0: [0, 1], 1: [0], 2: None}[item % 3] for item in range(1, 11)]
+    assert items.schema.field("look").type == pa.list_(pa.float32(), 2)
+    assert items["look"].to_pylist() == [None, *[[float(place), 0.5] for place in range(8)], None]
+    assert (look.size, look.missing, genres.missing) == (2, 2, 3)
+
+    rejected = table(to, manifest, "rejected").to_pylist()
+    assert rejected == sorted(rejected, key=lambda row: tuple(row.values()))
+    assert len(rejected) == 11
+    assert {"table": "users", "file": "users.dat", "reason": "unknown id", "record": "u99::Wien::40"} in rejected
+    assert {"table": "interactions", "file": "interactions.tsv", "reason": "no item id", "record": "u01\t\t4\t1"} in rejected
+
+
+@pytest.mark.parametrize("protocol", ["random", "cold_item"])
+def test_histories_are_transposes_and_nothing_held_out_is_in_them(
+    spark: SparkSession, small: Small, tmp_path: Path, table: ReadTable, protocol: str
+) -> None:
+    to = tmp_path / "dataset"
+    manifest = prepare(small(split={"protocol": protocol, "validation": 0.2, "test": 0.2}), to)
+    by_user, by_item = table(to, manifest, "histories/users"), table(to, manifest, "histories/items")
+    matrix = np.zeros((12, 10), dtype=int)
+    transposed = matrix.T.copy()
+    for row in by_user.to_pylist():
+        assert row["items"] is None or row["items"] == sorted(set(row["items"]))
+        matrix[row["index"], row["items"] or []] = 1
+    for row in by_item.to_pylist():
+        transposed[row["index"], row["users"] or []] = 1
+    assert (matrix == transposed.T).all()
+    assert by_user["index"].to_pylist() == list(range(12))
+    assert by_item["index"].to_pylist() == list(range(10))
+    splits = table(to, manifest, "items")["split"].to_pylist()
+    for split in ("validation", "test"):
+        held_out = table(to, manifest, f"held_out/{split}").to_pylist()
+        assert sum(len(row["items"]) for row in held_out) == getattr(manifest.counts, split)
+        for row in held_out:
+            assert not matrix[row["index"], row["items"]].any()
+            if protocol == "cold_item":
+                assert {splits[item] for item in row["items"]} == {split}
+    assert matrix.sum() == manifest.counts.train
+    assert matrix.sum() + manifest.counts.validation + manifest.counts.test == 72
+    if protocol == "cold_item":
+        assert splits.count("validation") == splits.count("test") == 2
+        cold = [index for index, split in enumerate(splits) if split != "train"]
+        assert [by_item["users"][index].as_py() for index in cold] == [None] * 4
+
+
+def test_bytes_do_not_hang_on_partitions_row_order_or_shuffles(spark: SparkSession, small: Small, tmp_path: Path) -> None:
+    config = small(split={"protocol": "cold_item", "seed": 3})
+    first = prepare(config, tmp_path / "first")
+    source = Path(config.source)
+    heading, *lines = (source / "interactions.tsv").read_bytes().split(b"\n")
+    random.Random(5).shuffle(lines)
+    (source / "interactions.tsv").write_bytes(b"\n".join([heading, *[line for line in lines if line]]))
+    shuffles = spark.conf.get("spark.sql.shuffle.partitions") or "3"
+    spark.conf.set("spark.sql.shuffle.partitions", "7")
+    spark.conf.set("spark.sql.adaptive.enabled", "false")
+    spark.conf.set("spark.sql.files.maxPartitionBytes", "300")
+    try:
+        second = prepare(config, tmp_path / "second")
+    finally:
+        spark.conf.set("spark.sql.shuffle.partitions", shuffles)
+        spark.conf.set("spark.sql.adaptive.enabled", "true")
+        spark.conf.unset("spark.sql.files.maxPartitionBytes")
+    assert second.digest == first.digest
+    assert second.shards == first.shards
+
+
+def test_small_shards_hold_consecutive_ranges(spark: SparkSession, tmp_path: Path) -> None:
+    rows = [(index, [index] * 3) for index in range(50)]
+    random.Random(1).shuffle(rows)
+    frame = spark.createDataFrame(rows, "index int, items array<int>")
+    shards = write_table(frame, "index", list_schema("items"), tmp_path, "histories/users", shard_bytes=160)
+    assert [shard.rows for shard in shards] == [10] * 5
+    read = pa.concat_tables([pq.read_table(tmp_path / shard.path) for shard in shards])
+    assert read["index"].to_pylist() == list(range(50))
+    empty = write_table(frame.limit(0), "index", list_schema("items"), tmp_path, "held_out/test", shard_bytes=160)
+    assert [shard.rows for shard in empty] == [0]
+
+
+def test_vocabulary_and_scale_come_from_training_items_only(
+    spark: SparkSession, small: Small, tmp_path: Path, table: ReadTable
+) -> None:
+    items = [
+        {
+            "path": "own.tsv",
+            "id": "item_id",
+            "features": {"own": {"kind": "tags"}, "kind": {"kind": "category"}, "year": {"kind": "numeric", "scale": "minmax"}},
+        }
+    ]
+    config = small(items=items, split={"protocol": "cold_item"})
+    lines = [f"i{item:02}\town{item:02}|all\tkind{item:02}\t{1990 + item}" for item in range(1, 11)]
+    Path(config.source, "own.tsv").write_text("item_id\town\tkind\tyear\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    to = tmp_path / "dataset"
+    manifest = prepare(config, to)
+    rows = table(to, manifest, "items").to_pylist()
+    training = [place for place, row in enumerate(rows, start=1) if row["split"] == "train"]
+    cold = [row for row in rows if row["split"] != "train"]
+    own, kind, year = manifest.item_features
+    assert len(training) == 8
+    assert own.vocabulary == ("all", *[f"own{item:02}" for item in training])
+    assert kind.vocabulary == tuple(f"kind{item:02}" for item in training)
+    assert (own.unknown, kind.unknown, own.missing, kind.missing) == (2, 2, 0, 2)
+    assert [(row["own"], row["kind"]) for row in cold] == [([0], None)] * 2
+    assert year.offset == (1990.0 + min(training),)
+    assert year.scale == (float(max(training) - min(training)),)
