@@ -11,6 +11,9 @@ from hypothesis import settings
 settings.register_profile("sibra", deadline=None, derandomize=True)
 settings.load_profile("sibra")
 
+# Many small processes on few cores: one thread each is fastest, here and in the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:

@@ -242,7 +242,9 @@ def _decoded(line: Column, encoding: str) -> tuple[Column, Column]:
     def show_lines(lines: pa.Array) -> pa.Array:
         return pa.array([line.decode(encoding, "replace") for line in lines.to_pylist()], pa.string())
 
-    text, shown = [arrow_udf(function, "string") for function in (decode_lines, show_lines)]
+    # Spark's stubs ask for a function type that it takes from the type hints.
+    text = arrow_udf(decode_lines, "string")  # type: ignore[call-overload]
+    shown = arrow_udf(show_lines, "string")  # type: ignore[call-overload]
     return text(line.cast("binary")), shown(line.cast("binary"))
 
 

@@ -1,6 +1,6 @@
 """Encoders: one a modality, each from an entity's input to a vector of the shared branch's input width h.
 
-All take `entities` int64 [n], distinct, and give float [n, h]. They are only ever asked about entities that have the
+All take distinct `entities` int64 [n] and give float [n, h]. They are only ever asked about entities that have the
 modality.
 """
 
@@ -37,10 +37,22 @@ class InteractionsEncoder(nn.Module):
         _hold(self, "histories", entities.histories)
         _hold(self, "transposed", other.histories)
 
-    def forward(self, entities: Tensor) -> Tensor:
-        """See the module's docstring."""
+    def forward(self, entities: Tensor, excluded: Tensor | None = None) -> Tensor:
+        """See the module's docstring; with `excluded` int64 [n], that entry is left out of each row (-1: none is).
+
+        Entities may then repeat. An excluded entry must be in the row.
+        """
+        if excluded is None:
+            return F.relu(self._bags(entities) + self.bias)
+        distinct, inverse = torch.unique(entities, return_inverse=True)
+        # One more row of zeros, for "none"; no encoder may lack a gradient, so it is made of the table.
+        table = F.pad(self.weight, (0, 0, 0, 1))
+        left_out = F.embedding(torch.where(excluded < 0, len(self.weight), excluded), table)
+        return F.relu(F.embedding(inverse, self._bags(distinct)) - left_out + self.bias)
+
+    def _bags(self, entities: Tensor) -> Tensor:
         bags: Tensor = BagSum.apply(self.weight, entities, _held(self, "histories"), _held(self, "transposed"))  # type: ignore[no-untyped-call]
-        return F.relu(bags + self.bias)
+        return bags
 
 
 class BagSum(torch.autograd.Function):

@@ -65,6 +65,9 @@ class SiBraRConfig(ModelConfig):
     items: BranchConfig = BranchConfig(draws=2)
     contrast: ContrastConfig | None = ContrastConfig()
     """Between the first two modalities drawn of each item; null for none."""
+    exclude_target: bool = True
+    """Whether the pair that a training example asks about is left out of the user's row and of the item's: otherwise the
+    input holds the answer. Not in the paper."""
 
     @model_validator(mode="after")
     def _contrast_needs_two(self) -> Self:
@@ -85,8 +88,10 @@ class SiBraR(Recommender):
 
     def forward(self, batch: TrainBatch) -> StepOutput:
         """Scores, and the contrastive loss "info_nce" between the two drawn modalities of each example's candidates."""
-        users = self.users(batch.users, batch.user_modalities, batch.noise_key).mean(-2)
-        by_modality = self.items(batch.items, batch.item_modalities, batch.noise_key)
+        target = batch.items[:, 0] if self.config.exclude_target else None
+        asked = F.pad(batch.users[:, None], (0, batch.items.shape[1] - 1), value=-1) if self.config.exclude_target else None
+        users = self.users(batch.users, batch.user_modalities, batch.noise_key, target).mean(-2)
+        by_modality = self.items(batch.items, batch.item_modalities, batch.noise_key, asked)
         scores = torch.einsum("bd,bnd->bn", users, by_modality.mean(-2))
         contrast = self.config.contrast
         if contrast is None:
@@ -133,6 +138,7 @@ class SingleBranch(nn.Module):
             raise ConfigError(f"model.{side}.modalities must name at least one modality, and each only once")
         self._draws = config.draws
         self._num_entities = entities.count
+        self._num_others = other.count
         self.encoders = nn.ModuleDict()
         present = []
         for name in self.modalities:
@@ -156,31 +162,44 @@ class SingleBranch(nn.Module):
         visible = torch.tensor([name not in hidden for name in self.modalities], device=self.present.device)
         return self.present & visible
 
-    def forward(self, entities: Tensor, drawn: Tensor, noise_key: int) -> Tensor:
+    def forward(self, entities: Tensor, drawn: Tensor, noise_key: int, excluded: Tensor | None = None) -> Tensor:
         """Embed what was drawn: each distinct (entity, modality) is encoded once, then gathered to where it is used.
 
         Args:
             entities: int64 [*].
             drawn: int64 [*, draws], positions in `modalities`, or their number for "unknown".
             noise_key: of this step's dropout.
+            excluded: int64 [*], entities of the other side, each left out of its entity's interactions; -1: none. What
+                is left of the same interactions without different entries counts as different inputs.
 
         Returns:
             [*, draws, d]
         """
-        pairs = drawn * self._num_entities + entities[..., None]
-        distinct, inverse = torch.unique(pairs, return_inverse=True)
-        return F.embedding(inverse, self._embed(distinct, noise_key))
+        inputs = drawn * self._num_entities + entities[..., None]
+        if excluded is not None:
+            if INTERACTIONS in self.modalities:
+                excluded = torch.where(drawn == self.modalities.index(INTERACTIONS), excluded[..., None], -1)
+                inputs = inputs * (self._num_others + 1) + excluded + 1
+            else:
+                excluded = None
+        distinct, inverse = torch.unique(inputs, return_inverse=True)
+        if excluded is None:
+            embedded = self._embed(distinct, None, noise_key)
+        else:
+            others = self._num_others + 1
+            embedded = self._embed(distinct // others, distinct % others - 1, noise_key)
+        return F.embedding(inverse, embedded)
 
     def encode(self, entities: Tensor, hidden: frozenset[str] = NOTHING_HIDDEN) -> Tensor:
         """Embed distinct entities int64 [n] from all that is there: the mean over modalities, [n, d]."""
         seen = self.seen(hidden)[entities]
         seen = torch.cat([seen, ~seen.any(1, keepdim=True)], dim=1)  # the last column is "unknown"
         modality, row = torch.nonzero(seen.T, as_tuple=True)
-        embedded = self._embed(modality * self._num_entities + entities[row], None)
+        embedded = self._embed(modality * self._num_entities + entities[row], None, None)
         total = embedded.new_zeros(entities.numel(), embedded.shape[1]).index_add_(0, row, embedded)
         return total / seen.sum(1, keepdim=True)
 
-    def _embed(self, pairs: Tensor, noise_key: int | None) -> Tensor:
+    def _embed(self, pairs: Tensor, excluded: Tensor | None, noise_key: int | None) -> Tensor:
         """Embed pairs modality · entities + entity, int64 [n], grouped by modality: [n, d].
 
         Every encoder runs, on no rows if need be, so that all parameters have a gradient on every rank.
@@ -188,9 +207,13 @@ class SingleBranch(nn.Module):
         limits = torch.arange(len(self.modalities) + 2, device=pairs.device) * self._num_entities
         starts: list[int] = torch.searchsorted(pairs, limits).tolist()
         encoded = []
-        for number, encoder in enumerate(self.encoders.values()):
-            group = pairs[starts[number] : starts[number + 1]]
-            encoded.append(encoder(group - number * self._num_entities))
+        for number, (name, encoder) in enumerate(self.encoders.items()):
+            group = slice(starts[number], starts[number + 1])
+            entities = pairs[group] - number * self._num_entities
+            if name == INTERACTIONS and excluded is not None:
+                encoded.append(encoder(entities, excluded[group]))
+            else:
+                encoded.append(encoder(entities))
         encoded.append(self.unknown.expand(starts[-1] - starts[-2], -1))
         embedded: Tensor = self.branch(torch.cat(encoded), pairs, noise_key)
         return embedded

@@ -41,3 +41,17 @@ def test_interactions_encoder_is_a_linear_layer_and_relu() -> None:
     assert set(encoder.state_dict()) == {"weight", "bias"}
     expected = torch.relu(torch.nn.functional.linear(dense[[2, 0]], encoder.weight.T, encoder.bias))
     torch.testing.assert_close(encoder(torch.tensor([2, 0])), expected)
+
+
+def test_an_excluded_entry_is_as_if_it_had_never_been() -> None:
+    dense = torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 1], [1, 1, 1, 1]])
+    users = Entities(3, torch.zeros(3, dtype=torch.int8), csr(dense), {})
+    items = Entities(4, torch.zeros(4, dtype=torch.int8), csr(dense.T), {})
+    encoder = InteractionsEncoder(users, items, 5)
+    rows = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 1, 1]])
+    expected = torch.relu(torch.nn.functional.linear(rows, encoder.weight.T, encoder.bias))
+    upstream = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    expected_gradient = torch.autograd.grad(expected, encoder.weight, upstream)[0]
+    found = encoder(torch.tensor([0, 1, 2, 2]), torch.tensor([2, 3, -1, 0]))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, encoder.weight, upstream)[0], expected_gradient)

@@ -11,6 +11,7 @@ from sibra_dist.data.dataset import Dataset, open_dataset
 from sibra_dist.losses import LOSSES
 from sibra_dist.models import MODELS, build_model
 from sibra_dist.models.base import Recommender
+from sibra_dist.models.single_branch import SiBraR
 from sibra_dist.training.config import TrainConfig
 from tests.planted import write_planted
 
@@ -95,6 +96,8 @@ def test_forward_agrees_with_score(model: Recommender, dataset: Dataset) -> None
     for module in model.modules():
         if hasattr(module, "_dropout"):
             module._dropout = 0.0
+    if isinstance(model, SiBraR):
+        model.config = model.config.model_copy(update={"exclude_target": False})
     whole = model.score(
         model.encode_users(torch.arange(dataset.users.count)), model.encode_items(torch.arange(dataset.items.count))
     )

@@ -29,7 +29,7 @@ def build(dataset: Dataset, **changes: object) -> SiBraR:
     return model
 
 
-def dense_encoding(side: SingleBranch, name: str, entity: int, dataset: Dataset) -> Tensor:
+def dense_encoding(side: SingleBranch, name: str, entity: int, dataset: Dataset, excluded: int | None = None) -> Tensor:
     """f_m(x_m(e)) of the paper by dense arithmetic, from the dataset and the parameters alone."""
     entities, width = (
         (dataset.users, dataset.items.count) if "club" in side.modalities else (dataset.items, dataset.users.count)
@@ -39,6 +39,9 @@ def dense_encoding(side: SingleBranch, name: str, entity: int, dataset: Dataset)
     if name == "interactions":
         row = torch.zeros(width)
         row[entities.histories.gather(one)[0].long()] = 1
+        if excluded is not None:
+            assert row[excluded] == 1
+            row[excluded] = 0
         return torch.relu(row @ encoder.weight + encoder.bias)
     values = entities.features[name].values
     if name == "club":
@@ -97,13 +100,13 @@ def test_an_entity_with_nothing_present_has_the_learned_unknown(dataset: Dataset
 def test_each_distinct_pair_is_encoded_once(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(dataset)
     calls: list[Tensor] = []
-    original = InteractionsEncoder.forward
+    original = InteractionsEncoder._bags
 
     def counted(self: InteractionsEncoder, entities: Tensor) -> Tensor:
         calls.append(entities)
         return original(self, entities)
 
-    monkeypatch.setattr(InteractionsEncoder, "forward", counted)
+    monkeypatch.setattr(InteractionsEncoder, "_bags", counted)
     batch = Batches(dataset, *model.sampling(), seed=0, batch_size=200, negatives=4).batch(0, 0)
     model(batch)
     assert len(calls) == 2
@@ -113,28 +116,35 @@ def test_each_distinct_pair_is_encoded_once(dataset: Dataset, monkeypatch: pytes
     assert set(calls[1].tolist()) == set(drawn.tolist())
 
 
-def test_gradients_equal_those_of_the_dense_computation(dataset: Dataset) -> None:
-    """Scores of a batch by the dense formulas, modality by modality, without sharing anything."""
-    model = build(dataset, contrast=None).eval()
-    batch = Batches(dataset, *model.sampling(), seed=3, batch_size=6, negatives=2).batch(0, 0)
+@pytest.mark.parametrize("exclude_target", [False, True])
+def test_gradients_equal_those_of_the_dense_computation(dataset: Dataset, exclude_target: bool) -> None:
+    """Scores of a batch by the dense formulas, example by example, without sharing anything."""
+    model = build(dataset, contrast=None, exclude_target=exclude_target).eval()
+    batch = Batches(dataset, *model.sampling(), seed=3, batch_size=12, negatives=2).batch(0, 0)
     weights = torch.randn(batch.items.shape, generator=torch.Generator().manual_seed(0))
-    (model(batch).scores * weights).sum().backward()
+    scores = model(batch).scores
+    (scores * weights).sum().backward()
     sparse = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
 
-    def embed(side: SingleBranch, entity: int, drawn: list[int]) -> Tensor:
-        inputs = [
-            side.unknown[0] if m == len(side.modalities) else dense_encoding(side, side.modalities[m], entity, dataset)
-            for m in drawn
-        ]
+    def embed(side: SingleBranch, entity: int, drawn: list[int], excluded: int | None) -> Tensor:
+        inputs = []
+        for modality in drawn:
+            if modality == len(side.modalities):
+                inputs.append(side.unknown[0])
+            else:
+                inputs.append(dense_encoding(side, side.modalities[modality], entity, dataset, excluded))
         return torch.stack([dense_branch(side, one) for one in inputs]).mean(0)
 
     total = torch.tensor(0.0)
-    for b in range(len(batch.users)):
-        user = embed(model.users, int(batch.users[b]), batch.user_modalities[b].tolist())
-        for n in range(batch.items.shape[1]):
-            item = embed(model.items, int(batch.items[b, n]), batch.item_modalities[b, n].tolist())
-            total = total + weights[b, n] * (user @ item)
+    for b, user in enumerate(batch.users.tolist()):
+        target = int(batch.items[b, 0]) if exclude_target else None
+        embedded = embed(model.users, user, batch.user_modalities[b].tolist(), target)
+        for n, item in enumerate(batch.items[b].tolist()):
+            asked = user if exclude_target and n == 0 else None
+            score = embedded @ embed(model.items, item, batch.item_modalities[b, n].tolist(), asked)
+            torch.testing.assert_close(scores[b, n], score, rtol=1e-4, atol=1e-5)
+            total = total + weights[b, n] * score
     total.backward()
     for name, parameter in model.named_parameters():
         expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -142,7 +152,7 @@ def test_gradients_equal_those_of_the_dense_computation(dataset: Dataset) -> Non
 
 
 def test_contrast_is_between_the_two_drawn_modalities(dataset: Dataset) -> None:
-    model = build(dataset, contrast={"weight": 0.5, "temperature": 0.2}).eval()
+    model = build(dataset, exclude_target=False, contrast={"weight": 0.5, "temperature": 0.2}).eval()
     batch = Batches(dataset, *model.sampling(), seed=3, batch_size=5, negatives=3).batch(0, 0)
     views = model.items(batch.items, batch.item_modalities, 0)
     expected = []

@@ -1,0 +1,175 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sibra_dist.data.dataset import open_dataset
+from sibra_dist.errors import CheckpointError, TrainingError
+from sibra_dist.training.checkpoint import load_newest
+from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run, read_evaluation
+from sibra_dist.training.loop import Callbacks, Progress, Trainer
+from sibra_dist.training.run_folder import RunFolder
+from tests.planted import write_planted
+from tests.training.conftest import make_config
+
+
+def start(folder: Path, dataset: Path, callbacks: Callbacks | None = None, **overrides: Any) -> Trainer:
+    config = make_config(dataset, **overrides)
+    run, opened = RunFolder(folder), open_dataset(dataset)
+    if not run.exists:
+        run.create(config, opened)
+    return Trainer(config, opened, run, callbacks)
+
+
+class Interrupted(Exception):
+    """Stands for a process that dies."""
+
+
+def interrupt_at(epoch: int, step: int) -> Callbacks:
+    def stepped(at_epoch: int, at_step: int, loss: float) -> None:
+        if (at_epoch, at_step) == (epoch, step):
+            raise Interrupted
+
+    return Callbacks(stepped=stepped)
+
+
+def test_it_learns_the_planted_structure(planted: Path, tmp_path: Path) -> None:
+    start(tmp_path / "run", planted, training__epochs=15).fit()
+    run = RunFolder(tmp_path / "run")
+    learned = evaluate_run(run, EvaluationRequest()).metrics
+    start(tmp_path / "random", planted, model={"type": "random"}).fit()
+    chance = evaluate_run(RunFolder(tmp_path / "random"), EvaluationRequest()).metrics
+    # A user's own group holds a quarter of the items: ten of them are about half of those not seen in training.
+    assert learned["recall@10"] > 0.5
+    assert learned["recall@10"] > 3 * chance["recall@10"]
+    losses = [line["loss"] for line in run.metrics()]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_hiding_every_modality_and_each_behaves(planted: Path, tmp_path: Path) -> None:
+    start(tmp_path / "run", planted, training__epochs=10).fit()
+    run = RunFolder(tmp_path / "run")
+
+    def recall(*hide: str) -> float:
+        return evaluate_run(run, EvaluationRequest(hide=hide)).metrics["recall@10"]
+
+    items = ("items.interactions", "items.tags", "items.cover")
+    for hidden in [(name,) for name in items] + [tuple(other for other in items if other != name) for name in items]:
+        assert recall(*hidden) > 0.3
+    nothing = evaluate_run(run, EvaluationRequest(hide=items))
+    assert nothing.counts["items_without_modality"] == 80
+    assert nothing.metrics["recall@10"] < 0.3  # all items tie: the lowest indices are recommended
+    assert read_evaluation(run, EvaluationRequest(hide=items))["hidden"] == sorted(items)
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(0, 0), (0, 4), (1, 7), (2, 1)])
+def test_an_interrupted_run_ends_as_an_undisturbed_one(planted: Path, tmp_path: Path, epoch: int, step: int) -> None:
+    """Bit for bit: parameters, optimizer, early stopping, and the losses that are reported."""
+    settings = {"training__checkpoint_every": 3, "training__epochs": 3}
+    start(tmp_path / "undisturbed", planted, **settings).fit()
+    with pytest.raises(Interrupted):
+        start(tmp_path / "interrupted", planted, interrupt_at(epoch, step), **settings).fit()
+    start(tmp_path / "interrupted", planted, **settings).fit()
+
+    digest = open_dataset(planted).manifest.digest
+    for folder in ("checkpoints", "best"):
+        expected, found = (load_newest(tmp_path / run / folder, digest) for run in ("undisturbed", "interrupted"))
+        assert expected is not None
+        assert found is not None
+        assert found.position == expected.position
+        assert found.tensors.keys() == expected.tensors.keys()
+        for name, tensor in expected.tensors.items():
+            assert torch.equal(found.tensors[name], tensor), name
+    kept = [
+        [
+            {key: value for key, value in line.items() if key != "positives_per_second"}
+            for line in RunFolder(tmp_path / run).metrics()
+        ]
+        for run in ("undisturbed", "interrupted")
+    ]
+    assert kept[0] == kept[1]
+    assert [line["epoch"] for line in kept[1]] == [1, 2, 3]
+
+
+def test_a_finished_run_is_not_trained_again(planted: Path, tmp_path: Path) -> None:
+    start(tmp_path / "run", planted).fit()
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert start(tmp_path / "run", planted, interrupt_at(0, 0)).fit().finished
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_early_stopping_keeps_the_best(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([0.1, 0.3, 0.2, 0.3, 0.9])
+    monkeypatch.setattr(Trainer, "_evaluate", lambda self: {"val/ndcg@10": next(values)})
+    position = start(tmp_path / "run", planted, training__patience=2, training__epochs=10).fit()
+    assert (position.epoch, position.best_epoch, position.best) == (4, 2, 0.3)
+    best = load_newest(tmp_path / "run" / "best", open_dataset(planted).manifest.digest)
+    assert best is not None
+    assert best.position.epoch == 2
+
+
+def test_without_patience_all_epochs_are_trained(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "_evaluate", lambda self: {"val/ndcg@10": -float(self.position.epoch)})
+    assert start(tmp_path / "run", planted, training__patience=-1, training__epochs=5).fit().epoch == 5
+
+
+def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(planted: Path, tmp_path: Path) -> None:
+    trainer = start(tmp_path / "run", planted, training__epochs=2, training__checkpoint_every=2)
+    original = trainer._step
+
+    def poisoned(batch: Any) -> torch.Tensor:
+        loss = original(batch)
+        return loss * math.nan if (trainer.position.epoch, trainer.position.step) == (1, 3) else loss
+
+    trainer._step = poisoned  # type: ignore[method-assign]
+    with pytest.raises(TrainingError, match=r"the loss of epoch 1, step 3 is not finite"):
+        trainer.fit()
+    kept = load_newest(tmp_path / "run" / "checkpoints", open_dataset(planted).manifest.digest)
+    assert kept is not None
+    assert (kept.position.epoch, kept.position.step) == (1, 2)
+
+
+def test_run_of_another_dataset_is_refused(planted: Path, tmp_path: Path) -> None:
+    start(tmp_path / "run", planted).fit()
+    other = write_planted(tmp_path / "other", protocol="random", seed=1)
+    with pytest.raises(CheckpointError, match="was made from another dataset"):
+        start(tmp_path / "run", other)
+    with pytest.raises(CheckpointError, match="was made from another dataset"):
+        evaluate_run(RunFolder(tmp_path / "run"), EvaluationRequest(dataset=str(other)))
+
+
+def test_progress_is_told(planted: Path, tmp_path: Path) -> None:
+    told: list[Progress] = []
+    start(tmp_path / "run", planted, Callbacks(progress=told.append)).fit()
+    assert [progress.evaluated for progress in told if progress.step == 0] == [1, 2, 3]
+    last = told[-1]
+    assert last.best == max(line["val/ndcg@10"] for line in RunFolder(tmp_path / "run").metrics())
+    assert last.seconds_left == 0
+    assert last.positives_per_second > 0
+
+
+def test_run_folder_says_what_it_holds(planted: Path, tmp_path: Path) -> None:
+    start(tmp_path / "run", planted).fit()
+    run = RunFolder(tmp_path / "run")
+    assert run.config() == make_config(planted)
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["dataset"]["digest"] == open_dataset(planted).manifest.digest
+    assert (
+        environment["packages"]["torch"] == torch.__version__.split("+")[0]
+        or environment["packages"]["torch"] == torch.__version__
+    )
+    with pytest.raises(CheckpointError, match=r"holds a run already. Continue it with --resume"):
+        run.create(make_config(planted), open_dataset(planted))
+    with pytest.raises(CheckpointError, match="is not a run folder"):
+        RunFolder(tmp_path).config()
+
+
+@pytest.mark.parametrize("model", ["pop", "random"])
+def test_models_without_training_have_a_run_too(planted: Path, tmp_path: Path, model: str) -> None:
+    position = start(tmp_path / "run", planted, model={"type": model}).fit()
+    assert position.finished
+    assert len(RunFolder(tmp_path / "run").metrics()) == 1
+    assert evaluate_run(RunFolder(tmp_path / "run"), EvaluationRequest()).metrics["coverage@10"] > 0

@@ -1,0 +1,87 @@
+"""Several real processes against one: the same losses, step by step, and the same metrics."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+
+from sibra_dist.config import validate
+from sibra_dist.data.dataset import open_dataset
+from sibra_dist.training.config import TrainConfig
+from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run
+from sibra_dist.training.loop import Callbacks, Trainer
+from sibra_dist.training.ranks import Ranks
+from sibra_dist.training.run_folder import RunFolder
+from tests.training.conftest import make_config
+
+
+def train_one(rank: int, world: int, meeting: str, folder: str, plain: dict[str, Any]) -> None:
+    """What each process does; rank 0 leaves its step losses in the run folder."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    config = validate(TrainConfig, plain, where="test")
+    run, dataset = RunFolder(folder), open_dataset(config.dataset)
+    losses: list[float] = []
+    Trainer(config, dataset, run, Callbacks(stepped=lambda epoch, step, loss: losses.append(loss))).fit()
+    Ranks.current().wait()
+    evaluate_run(run, EvaluationRequest())
+    if rank == 0:
+        (run.path / "losses.json").write_text(json.dumps(losses))
+    torch.distributed.destroy_process_group()
+
+
+def run_ranks(folder: Path, config: TrainConfig, world: int) -> tuple[list[float], dict[str, Any], list[dict[str, Any]]]:
+    run = RunFolder(folder)
+    run.create(config, open_dataset(config.dataset))
+    meeting = folder.with_suffix(".meeting")
+    arguments = (world, str(meeting), str(folder), config.model_dump(mode="json"))
+    torch.multiprocessing.start_processes(train_one, args=arguments, nprocs=world, start_method="spawn")
+    losses = json.loads((folder / "losses.json").read_text())
+    return losses, json.loads((folder / "evaluation/test/metrics.json").read_text()), run.metrics()
+
+
+@pytest.mark.parametrize("planted_dropout", [0.0, 0.3], ids=["plain", "dropout"])
+def test_one_two_and_four_ranks_train_alike(planted: Path, tmp_path: Path, planted_dropout: float) -> None:
+    """Batch normalisation apart, whose statistics are each rank's own, the number of ranks changes only rounding."""
+    config = make_config(
+        planted,
+        model__users__batch_norm_every=-1,
+        model__items__batch_norm_every=-1,
+        model__users__input_dropout=planted_dropout,
+        model__items__input_dropout=planted_dropout,
+        training__batch_size=50,
+        training__epochs=2,
+    )
+    alone, evaluated, history = run_ranks(tmp_path / "run-1", config, 1)
+    assert len(alone) == 2 * 10
+    worlds = (2, 4) if planted_dropout == 0 else (2,)
+    for world in worlds:
+        losses, metrics, lines = run_ranks(tmp_path / f"run-{world}", config, world)
+        assert losses == pytest.approx(alone, rel=1e-4)
+        assert metrics["counts"] == evaluated["counts"]
+        assert metrics["metrics"] == pytest.approx(evaluated["metrics"], abs=1e-2)
+        assert [line["val/ndcg@10"] for line in lines] == pytest.approx([line["val/ndcg@10"] for line in history], abs=1e-2)
+
+
+def test_the_same_model_has_the_same_metrics_on_any_number_of_ranks(planted: Path, tmp_path: Path) -> None:
+    """Exactly: nothing of an evaluation depends on who does which part."""
+    config = make_config(planted, training__epochs=1, evaluation__user_tile=7)
+    run = RunFolder(tmp_path / "run")
+    _, alone, _ = run_ranks(run.path, config, 1)
+    for world in (2, 4):
+        meeting = tmp_path / f"{world}.meeting"
+        torch.multiprocessing.start_processes(
+            evaluate_one, args=(world, str(meeting), str(run.path)), nprocs=world, start_method="spawn"
+        )
+        assert json.loads((run.path / "evaluation/test/metrics.json").read_text()) == alone
+
+
+def evaluate_one(rank: int, world: int, meeting: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    evaluate_run(RunFolder(folder), EvaluationRequest())
+    torch.distributed.destroy_process_group()
