@@ -23,6 +23,8 @@ class TrainingConfig(Config):
     """Negatives for every positive, uniform over the training items that the user has not interacted with."""
     loss: str = "bpr"
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    """`cosine`: the learning rate falls to 0 over `epochs` along half a cosine (Loshchilov and Hutter 2017)."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     """AdamW's (Loshchilov and Hutter 2019)."""
     epochs: Annotated[int, Field(ge=0)] = 50

@@ -4,6 +4,7 @@ Started as one process it trains alone; where torch.distributed is set up, it tr
 function of (seed, epoch, step), so a run that resumes from a checkpoint sees just what it would have seen.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -138,8 +139,17 @@ class Trainer:
         self.optimizer.zero_grad()
         loss.backward()
         loss = self.ranks.reduce_step(self.model, loss)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
         self.optimizer.step()
         return loss
+
+    def _learning_rate(self) -> float:
+        """Of the step that `position` names: a function of it alone, so that a resumed run needs no state for it."""
+        if self.config.schedule == "constant":
+            return self.config.learning_rate
+        done = self.position.epoch * self.batches.steps_per_epoch + self.position.step
+        return self.config.learning_rate * (1 + math.cos(math.pi * done / (self.epochs * self.batches.steps_per_epoch))) / 2
 
     def _end_epoch(self) -> None:
         """Evaluate when it is time, let early stopping decide, and save."""

@@ -67,24 +67,23 @@ def search(
 
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    start_ray(max(workers, wanted.concurrent))
+    start_ray(max(workers, 1) * wanted.concurrent)
     trainable = tune.with_parameters(_trial, base=to_plain(config), trials=str(folder / "trials"), workers=workers)
     tuner = tune.Tuner(
-        # A trial that launches workers leaves the processors to them.
-        tune.with_resources(trainable, {"CPU": 0 if workers else 1}),
+        # A trial that launches workers leaves the processors to them; Ray wants it to ask for something all the same.
+        tune.with_resources(trainable, {"memory": 2**20} if workers else {"CPU": 1}),
         param_space=space,
         tune_config=tune.TuneConfig(
             metric=monitor,
             mode="max",
             num_samples=wanted.trials if wanted.method == "random" else 1,
-            max_concurrent_trials=wanted.concurrent,
             scheduler=ASHAScheduler(
                 time_attr=EPOCH,
                 max_t=max(config.training.epochs, wanted.grace_epochs),
                 grace_period=wanted.grace_epochs,
                 reduction_factor=wanted.reduction,
             ),
-            search_alg=BasicVariantGenerator(random_state=config.seed),
+            search_alg=BasicVariantGenerator(random_state=config.seed, max_concurrent=wanted.concurrent),
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
