@@ -41,7 +41,7 @@ demo: java install $(METRICS) ## MovieLens 100K, from raw files to a table of re
 	@echo
 	@echo "dataset      $(DATASET)"
 	@echo "run folders  $(DEMO:%=runs/demo/%)"
-	@echo "try next     $(BIN)/sibra-dist recommend --help"
+	@echo "try next     $(BIN)/sibra-dist evaluate runs/demo/sibrar --hide items.genres"
 	@echo "             $(BIN)/sibra-dist train sibrar-cold-item dataset=$(DATASET) training.epochs=5 --to runs/mine"
 
 data/ml-100k/SOURCE.json: | .venv/installed

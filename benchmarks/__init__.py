@@ -1,1 +1,1 @@
-"""Every figure that the documentation claims, one command each. Results that were recorded lie in `benchmarks/results`."""
+"""Every figure that the documentation claims, one command each. README.md records the results."""

@@ -20,8 +20,11 @@ from sibra_dist.config import load_config
 from sibra_dist.training.config import TrainConfig
 
 COLD_SEEDS = (0, 1, 2)
-RUNS = [("cold_item", seed, model) for seed in COLD_SEEDS for model in ("sibrar-cold-item", "pop", "random")] + [
-    ("random", 0, model) for model in ("sibrar-warm", "pop", "random")
+# (protocol, split seed, recipe, settings)
+RUNS: list[tuple[str, int, str, tuple[str, ...]]] = [
+    *(("cold_item", seed, "sibrar-cold-item", ("training.epochs=3",)) for seed in COLD_SEEDS),
+    *(("cold_item", seed, model, ()) for seed in COLD_SEEDS for model in ("pop", "random")),
+    *(("random", 0, model, ()) for model in ("sibrar-warm", "pop", "random")),
 ]
 METRICS = ("recall@10", "ndcg@10", "precision@10", "map@10", "coverage@10")
 # From the supplement of the SiBraR paper, test split: recall@10. Its draw of cold items cannot be rebuilt.
@@ -47,7 +50,7 @@ def main() -> None:
     _show(results)
 
 
-def _run(arguments: argparse.Namespace, protocol: str, seed: int, model: str) -> dict[str, Any]:
+def _run(arguments: argparse.Namespace, protocol: str, seed: int, model: str, settings: tuple[str, ...]) -> dict[str, Any]:
     """One model on one dataset: prepare it if need be, train, evaluate, with and without interactions of items."""
     name = f"{protocol}-{seed}"
     dataset, run = arguments.work / "datasets" / name, arguments.work / name / model
@@ -58,7 +61,7 @@ def _run(arguments: argparse.Namespace, protocol: str, seed: int, model: str) ->
     log = run.with_suffix(".log")
     split = [f"split.protocol={protocol}", f"split.seed={seed}"]
     prepared = sibra_dist("prepare", "ml-1m", f"source={arguments.data.resolve()}", *split, "--to", str(dataset), log=log)
-    new = [model, f"dataset={dataset}", "--to", str(run)]
+    new = [model, f"dataset={dataset}", *settings, "--to", str(run)]
     start = ["--resume", str(run)] if (run / "config.yaml").exists() else new
     trained = sibra_dist("train", *start, "--workers", str(arguments.workers), log=log)
     evaluated = sibra_dist("evaluate", str(run), log=log)

@@ -30,7 +30,7 @@ app = typer.Typer(
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a packaged recipe.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings that replace the file's: training.epochs=3")
+    list[str] | None, typer.Argument(metavar="key=value", help="Settings that replace the file's: training.epochs=3")
 ]
 Workers = Annotated[int, typer.Option(min=0, help="Ray Train workers; 0 works in this process.")]
 
@@ -52,11 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="A public dataset: ml-100k.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A public dataset: ml-100k.")],
     to: Annotated[Path | None, typer.Option(help="Folder to fetch into; by default data/NAME.")] = None,
     source: Annotated[Path | None, typer.Option("--from", help="An archive or folder that you have already.")] = None,
 ) -> None:
-    """Fetch a public dataset from its owner, or else from a mirror, and verify it."""
+    """Fetch a public dataset and verify it.
+
+    It comes from its owner, or else from a mirror.
+    """
     from sibra_dist.data.sources import SOURCES
     from sibra_dist.data.sources import fetch as fetch_source
 
@@ -82,7 +85,7 @@ def prepare(
     settings = load_config(PrepareConfig, config, overrides or ())
     with stages("preparing", STAGES) as stage:
         manifest = build(settings, to, overwrite, stage)
-    console.print(dataset_table(manifest, to))
+    console.print(dataset_table(manifest, to), soft_wrap=True)
 
 
 @app.command()
@@ -103,8 +106,8 @@ def train(
     from sibra_dist.training.run_folder import RunFolder, open_run
 
     if resume is not None:
-        if config is not None:
-            raise ConfigError("--resume continues a run with its own configuration: give no CONFIG and no settings beside it")
+        if config is not None or to is not None:
+            raise ConfigError("--resume continues a run with its own configuration: give no CONFIG, settings or --to beside it")
         run, settings, dataset = open_run(resume)
     else:
         if config is None:
@@ -121,12 +124,12 @@ def train(
             from sibra_dist.training.ray_train import train_on_ray
 
             train_on_ray(run, settings, workers, show)
-    console.print(training_summary(run))
+    console.print(training_summary(run), soft_wrap=True)
 
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     split: Annotated[Literal["validation", "test"], typer.Option(help="The split to rank.")] = "test",
     hide: Annotated[
         list[str] | None, typer.Option(help="A modality the model shall not see, such as items.interactions.")
@@ -147,7 +150,7 @@ def evaluate(
         from sibra_dist.training.ray_train import evaluate_on_ray
 
         evaluate_on_ray(folder, settings, request, workers)
-    console.print(evaluation_table(read_evaluation(folder, request)))
+    console.print(evaluation_table(read_evaluation(folder, request)), soft_wrap=True)
 
 
 @app.command()
@@ -159,7 +162,10 @@ def tune(
         int, typer.Option(min=0, help="Ray Train workers of each trial; 0 trains in the trial's own process.")
     ] = 0,
 ) -> None:
-    """Search hyperparameters with Ray Tune, as the configuration's `tune` section says."""
+    """Search hyperparameters with Ray Tune.
+
+    The configuration's `tune` section says which, and how.
+    """
     from sibra_dist.report import trials_table
     from sibra_dist.training.config import TrainConfig
     from sibra_dist.training.tune import search
@@ -168,16 +174,16 @@ def tune(
     folder = to or Path("runs") / f"tune-{Path(config).stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     with stages("searching") as tell:
         trials = search(settings, folder, workers, tell)
-    console.print(trials_table(trials, settings))
+    console.print(trials_table(trials, settings), soft_wrap=True)
     console.print(f"best configuration  {folder / 'best.yaml'}", soft_wrap=True)
 
 
 @app.command()
-def report(runs: Annotated[list[Path], typer.Argument(help="Evaluated run folders.")]) -> None:
+def report(runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Evaluated run folders.")]) -> None:
     """Compare the evaluated runs on the test split, side by side."""
     from sibra_dist.report import comparison_table
 
-    console.print(comparison_table(runs))
+    console.print(comparison_table(runs), soft_wrap=True)
 
 
 @app.command()

@@ -72,19 +72,21 @@ def comparison_table(runs: Sequence[Path]) -> Table:
     Raises:
         CheckpointError: a run has not been evaluated, or they were evaluated on different datasets.
     """
+    names = [path.name for path in runs]
     results = {}
     for path in runs:
         run = RunFolder(path)
         run.config()
         try:
-            results[path.name] = read_evaluation(run, EvaluationRequest())
+            result = read_evaluation(run, EvaluationRequest())
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} has no evaluation of the test split: run `sibra-dist evaluate {path}`") from error
+        results[path.name if names.count(path.name) == 1 else str(path)] = result
     if len({result["dataset"] for result in results.values()}) > 1:
         raise CheckpointError("these runs were evaluated on different datasets, so their figures cannot be compared")
-    first = next(iter(results.values()))
+    found = {name.removeprefix("test/"): None for result in results.values() for name in result["metrics"]}
     table = Table("test split", *results, box=None, pad_edge=False)
-    for name in [name for name in COMPARED if f"test/{name}" in first["metrics"]]:
+    for name in [name for name in COMPARED if name in found] or found:
         values = [result["metrics"].get(f"test/{name}") for result in results.values()]
         table.add_row(name, *("-" if value is None else f"{value:.4f}" for value in values))
     return table

@@ -11,17 +11,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 if TYPE_CHECKING:
     from sibra_dist.training.loop import Progress as TrainingProgress
 
-console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-errors = Console(stderr=True, width=None if sys.stderr.isatty() else 120, highlight=False)
+# No markup, no emoji: the brackets and colons in a path or a message are meant by the letter.
+console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False, emoji=False)
+errors = Console(stderr=True, width=None if sys.stderr.isatty() else 120, highlight=False, markup=False, emoji=False)
 
 
 @contextmanager
 def stages(title: str, known: Sequence[str] = ()) -> Iterator[Callable[[str], None]]:
     """Show which stage a job is in: yields a function to call with a stage's name as it begins."""
     if not errors.is_terminal:
-        yield lambda stage: errors.print(f"{title}: {stage}")
+        yield lambda stage: errors.print(f"{title}: {stage}", soft_wrap=True)
         return
-    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=errors, transient=True) as bar:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=errors, transient=True) as bar:
         task = bar.add_task(title, total=len(known) or None)
 
         def begin(stage: str) -> None:
@@ -64,8 +66,9 @@ def _figures(progress: "TrainingProgress") -> str:
     parts = [f"loss {progress.loss:.4f}"]
     if progress.metric is not None and progress.best is not None:
         parts.append(f"{progress.monitor} {progress.metric:.4f} (best {progress.best:.4f})")
-    parts.append(f"{progress.positives_per_second:,.0f} positives/s")
-    parts.append(f"at most {duration(progress.seconds_left)} left")
+    if progress.positives_per_second > 0:  # a run that resumes at the end of an epoch has not measured any
+        parts.append(f"{progress.positives_per_second:,.0f} positives/s")
+        parts.append(f"at most {duration(progress.seconds_left)} left")
     return "  ".join(parts)
 
 

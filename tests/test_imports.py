@@ -23,14 +23,13 @@ ROOMS = {
     "models": ("data", "losses"),
     "evaluation": ("models", "data"),
     "training": ("evaluation", "models", "losses", "data"),
-    "recommend": ("training", "evaluation", "models", "data"),
     "report": ("training", "evaluation", "data"),
     "terminal": ("training", "data"),
-    "cli": ("terminal", "etl", "data", "training", "evaluation", "recommend", "report"),
+    "cli": ("terminal", "etl", "data", "training", "evaluation", "report"),
 }
 ENGINES = {
     "pyspark": ("etl",),
-    "ray": ("training.ray_train", "training.tune", "cli", "recommend"),
+    "ray": ("training.ray_train", "training.tune", "cli"),
 }
 
 

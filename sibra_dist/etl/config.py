@@ -142,6 +142,12 @@ class PrepareConfig(Config):
     spark: SparkConfig = SparkConfig()
 
     @model_validator(mode="after")
+    def _ratings_are_read_where_needed(self) -> Self:
+        if self.filters.min_rating is not None and self.interactions.rating is None:
+            raise ValueError("filters.min_rating needs the column of the ratings: set interactions.rating")
+        return self
+
+    @model_validator(mode="after")
     def _feature_names_are_one_per_side(self) -> Self:
         for side, tables in (("users", self.users), ("items", self.items)):
             names = [name for table in tables for name in table.features]

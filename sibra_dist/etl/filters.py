@@ -1,4 +1,4 @@
-"""Filters: which interactions are kept at all, in the order that PROTOCOL.md gives."""
+"""Filters: which interactions are kept at all, in the order of `FilterConfig`."""
 
 from functools import reduce
 

@@ -49,7 +49,6 @@ def write_table(
     A shard takes the rows of a range of positions, as wide as should make `shard_bytes` uncompressed bytes; a table
     without rows has one shard without rows. Returns the shards in order.
     """
-    (dataset / table).mkdir(parents=True, exist_ok=True)
     rows, width, last = _measure(frame, position)
     if rows == 0:
         return (write_shard(schema.empty_table(), dataset, _shard_path(table, 0)),)
@@ -68,6 +67,7 @@ def write_shard(rows: pa.Table, dataset: Path, path: str) -> Shard:
     target = dataset / path
     # Spark may run a task twice, even at once: each writes aside, and both come to the same bytes.
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with aside.open("wb") as file:
             pq.write_table(rows, file, compression="zstd", row_group_size=ROWS_PER_GROUP, store_schema=True)

@@ -1,11 +1,14 @@
 """What an evaluation measures."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sibra_dist.config import Config
+from sibra_dist.errors import nearest
+from sibra_dist.evaluation.metrics import CATALOG_METRICS, USER_METRICS
 
+KNOWN_METRICS = (*USER_METRICS, *CATALOG_METRICS)
 Cutoff = Annotated[int, Field(ge=1)]
 
 
@@ -18,6 +21,13 @@ class EvaluationConfig(Config):
     """Users ranked at once. Ranks share out whole tiles, so that every tile is computed alike on any number of ranks."""
     item_tile: Annotated[int, Field(ge=1)] = 65536
     """Candidates scored at once."""
+
+    @model_validator(mode="after")
+    def _metrics_are_known(self) -> Self:
+        for name in self.metrics:
+            if name not in KNOWN_METRICS:
+                raise ValueError(f"metric {name!r} is not known; {nearest(name, KNOWN_METRICS)}")
+        return self
 
     @property
     def names(self) -> list[str]:

@@ -48,11 +48,13 @@ class Random(Recommender):
     """Scores a pair by a hash of (seed, user, item): the same on any number of ranks."""
 
     trainable = False
+    key: Tensor
 
     def __init__(self, config: RandomConfig, dataset: Dataset) -> None:
-        """Remember the sizes."""
+        """Remember the seed and the sizes."""
         super().__init__()
-        self._key = stream(config.seed)
+        # A buffer, so that this model is on a device as the others are.
+        self.register_buffer("key", torch.tensor(stream(config.seed)), persistent=False)
         self._num_items = dataset.items.count
 
     def encode_users(self, users: Tensor, hidden: frozenset[str] = NOTHING_HIDDEN) -> Tensor:
@@ -65,4 +67,4 @@ class Random(Recommender):
 
     def score(self, users: Tensor, items: Tensor) -> Tensor:
         """Random numbers [U, I] in [0, 1)."""
-        return uniform(self._key, users * self._num_items + items.T).double().div(2.0**62).float()
+        return uniform(int(self.key), users * self._num_items + items.T).double().div(2.0**62).float()

@@ -34,8 +34,9 @@ class BranchConfig(Config):
 
     modalities: tuple[str, ...] | None = None
     """`interactions` and names of features; by default interactions and every feature of the dataset."""
-    draws: Annotated[int, Field(ge=1)] = 1
-    """Distinct modalities drawn for each occurrence of an entity in training, from those present."""
+    draws: Annotated[int, Field(ge=1)] | None = None
+    """Distinct modalities drawn for each occurrence of an entity in training, from those present; by default 1, or 2 for
+    items where there is a contrast."""
     input_size: Annotated[int, Field(ge=1)] = 256
     """Width h of the encoders' output, which is the branch's input."""
     hidden_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (256, 256)
@@ -62,16 +63,16 @@ class SiBraRConfig(ModelConfig):
     type: Literal["sibrar"] = "sibrar"
     embedding_size: Annotated[int, Field(ge=1)] = 128
     users: BranchConfig = BranchConfig()
-    items: BranchConfig = BranchConfig(draws=2)
+    items: BranchConfig = BranchConfig()
     contrast: ContrastConfig | None = ContrastConfig()
     """Between the first two modalities drawn of each item; null for none."""
-    exclude_target: bool = True
+    exclude_target: bool = False
     """Whether the pair that a training example asks about is left out of the user's row and of the item's: otherwise the
     input holds the answer. Not in the paper."""
 
     @model_validator(mode="after")
     def _contrast_needs_two(self) -> Self:
-        if self.contrast is not None and self.items.draws < 2:
+        if self.contrast is not None and self.items.draws == 1:
             raise ValueError("contrast compares two modalities of an item: set items.draws to 2, or contrast to null")
         return self
 
@@ -83,8 +84,10 @@ class SiBraR(Recommender):
         """Build the model for a dataset, with torch's global generator."""
         super().__init__()
         self.config = config
-        self.users = SingleBranch(config.users, config.embedding_size, dataset.users, dataset.items, "users")
-        self.items = SingleBranch(config.items, config.embedding_size, dataset.items, dataset.users, "items")
+        users = config.users.model_copy(update={"draws": config.users.draws or 1})
+        items = config.items.model_copy(update={"draws": config.items.draws or (2 if config.contrast else 1)})
+        self.users = SingleBranch(users, config.embedding_size, dataset.users, dataset.items, "users")
+        self.items = SingleBranch(items, config.embedding_size, dataset.items, dataset.users, "items")
 
     def forward(self, batch: TrainBatch) -> StepOutput:
         """Scores, and the contrastive loss "info_nce" between the two drawn modalities of each example's candidates."""
@@ -136,7 +139,7 @@ class SingleBranch(nn.Module):
                 raise ConfigError(f"model.{side}.modalities: the dataset's {side} have no {name}; {nearest(name, known)}")
         if len(set(self.modalities)) < max(len(self.modalities), 1):
             raise ConfigError(f"model.{side}.modalities must name at least one modality, and each only once")
-        self._draws = config.draws
+        self._draws = config.draws or 1
         self._num_entities = entities.count
         self._num_others = other.count
         self.encoders = nn.ModuleDict()

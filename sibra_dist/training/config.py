@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from sibra_dist.config import Config
 from sibra_dist.errors import nearest
 from sibra_dist.evaluation.config import EvaluationConfig
-from sibra_dist.evaluation.metrics import parse_metric
+from sibra_dist.evaluation.metrics import USER_METRICS
 from sibra_dist.losses import LOSSES
 from sibra_dist.models import AnyModelConfig
 
@@ -33,8 +33,8 @@ class TrainingConfig(Config):
     """Epochs between two evaluations on the validation split."""
     monitor: str = "ndcg@10"
     """Metric of the validation split that early stopping maximises, and that decides which checkpoint is the best."""
-    patience: int = 5
-    """Evaluations in a row without a better one after which training stops; -1: never."""
+    patience: Annotated[int, Field(ge=-1)] = 5
+    """Evaluations in a row without a better one after which training stops; -1 or 0: never."""
     checkpoint_every: int = -1
     """Steps between two checkpoints; -1: only at the end of each epoch."""
     keep_checkpoints: Positive = 2
@@ -47,7 +47,9 @@ class TrainingConfig(Config):
     def _names_are_known(self) -> Self:
         if self.loss not in LOSSES:
             raise ValueError(f"loss {self.loss!r} is not known; {nearest(self.loss, LOSSES)}")
-        parse_metric(self.monitor)
+        name, _, cutoff = self.monitor.partition("@")
+        if name not in USER_METRICS or not cutoff.isdecimal() or int(cutoff) < 1:
+            raise ValueError(f"monitor {self.monitor!r} is none of {', '.join(USER_METRICS)} at a cutoff, such as ndcg@10")
         return self
 
 

@@ -14,6 +14,8 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from sibra_dist.errors import ConfigError
+
 BUCKET_ELEMENTS = 16 * 2**20
 Value = TypeVar("Value")
 
@@ -87,6 +89,8 @@ def _buckets(tensors: list[Tensor]) -> list[list[Tensor]]:
 
 def pick_device(wanted: str) -> torch.device:
     """The device of this rank: `cpu`, or `cuda` by the launcher's local rank, or for `auto` what there is."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("training.device is cuda, but this machine has no GPU that torch can use: set it to auto or cpu")
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % max(torch.cuda.device_count(), 1))

@@ -24,7 +24,7 @@ from sibra_dist.config import to_plain, validate
 from sibra_dist.data.dataset import open_dataset
 from sibra_dist.data.manifest import write_atomically
 from sibra_dist.errors import SibraError, TrainingError
-from sibra_dist.training.config import TrainConfig
+from sibra_dist.training.config import TrainConfig, TrainingConfig
 from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run
 from sibra_dist.training.loop import Callbacks, Progress, Trainer
 from sibra_dist.training.run_folder import RunFolder
@@ -67,16 +67,21 @@ def start_ray(workers: int) -> None:
     ray.init(**settings)
 
 
+def uses_gpu(config: TrainingConfig, workers: int) -> bool:
+    """Whether `workers` train on a GPU each: when told to, or when the cluster has as many."""
+    return config.device == "cuda" or (config.device == "auto" and ray.cluster_resources().get("GPU", 0) >= workers)
+
+
 def _run(
     worker: Callable[[dict[str, Any]], None],
     payload: dict[str, Any],
     run: RunFolder,
     workers: int,
-    config: Any,
+    config: TrainingConfig,
     callbacks: Sequence[UserCallback],
 ) -> None:
     start_ray(workers)
-    use_gpu = config.device == "cuda" or (config.device == "auto" and ray.cluster_resources().get("GPU", 0) >= workers)
+    use_gpu = uses_gpu(config, workers)
     run.error.unlink(missing_ok=True)
     trainer = TorchTrainer(
         worker,

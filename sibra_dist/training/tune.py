@@ -26,7 +26,7 @@ from sibra_dist.data.manifest import write_atomically
 from sibra_dist.errors import ConfigError, TrainingError
 from sibra_dist.training.config import SearchConfig, TrainConfig, TuneConfig
 from sibra_dist.training.loop import Callbacks, Trainer
-from sibra_dist.training.ray_train import start_ray, train_on_ray
+from sibra_dist.training.ray_train import start_ray, train_on_ray, uses_gpu
 from sibra_dist.training.run_folder import RunFolder
 
 EPOCH = "epoch"
@@ -71,7 +71,7 @@ def search(
     trainable = tune.with_parameters(_trial, base=to_plain(config), trials=str(folder / "trials"), workers=workers)
     tuner = tune.Tuner(
         # A trial that launches workers leaves the processors to them; Ray wants it to ask for something all the same.
-        tune.with_resources(trainable, {"memory": 2**20} if workers else {"CPU": 1}),
+        tune.with_resources(trainable, {"memory": 2**20} if workers else {"CPU": 1, "GPU": int(uses_gpu(config.training, 1))}),
         param_space=space,
         tune_config=tune.TuneConfig(
             metric=monitor,

@@ -1,0 +1,347 @@
+"""The command line as its users call it: a whole journey, and every kind of bad input in one line with exit code 2."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from sibra_dist import __version__
+from sibra_dist.cli import main
+from sibra_dist.data.manifest import MANIFEST
+from tests.planted import write_planted
+
+SPARK = {"master": "local[2]", "driver_memory": "1g", "settings": {"spark.sql.shuffle.partitions": "2"}}
+PREPARE = {
+    "name": "tiny",
+    "source": "source",
+    "interactions": {"path": "interactions.tsv", "rating": "rating"},
+    "users": [{"path": "users.tsv", "id": "user_id", "features": {"city": {"kind": "category"}}}],
+    "items": [
+        {"path": "items.tsv", "id": "item_id", "features": {"genres": {"kind": "tags"}}},
+        {"path": "covers.npz", "format": "npz", "id": "ids", "features": {"cover": {"kind": "vector"}}},
+    ],
+    "filters": {"min_rating": 3},
+    "split": {"protocol": "cold_item"},
+    "spark": SPARK,
+}
+SIDE = {"input_size": 8, "hidden_sizes": [8]}
+TRAIN = {
+    "dataset": "dataset",
+    "model": {"type": "sibrar", "embedding_size": 4, "users": SIDE, "items": {**SIDE, "draws": 2}},
+    "training": {"batch_size": 32, "negatives": 2, "epochs": 2, "device": "cpu"},
+}
+
+
+def write_raw(source: Path) -> None:
+    """16 users and 20 items, two lists of side information of the items, and ratings, of which 16 are below 3."""
+    source.mkdir()
+    pairs = [(user, (user + step) % 20, 3 + step % 3 if step else 1) for user in range(16) for step in range(10)]
+    lines = ["user_id\titem_id\trating", *(f"u{user}\ti{item}\t{rating}" for user, item, rating in pairs)]
+    (source / "interactions.tsv").write_text("\n".join(lines) + "\n")
+    users = ["user_id\tcity", *(f"u{user}\t{('Linz', 'Graz', '')[user % 3]}" for user in range(16))]
+    (source / "users.tsv").write_text("\n".join(users) + "\n")
+    items = ["item_id\tgenres", *(f"i{item}\t{('drama|comedy', 'comedy', 'war')[item % 3]}" for item in range(20))]
+    (source / "items.tsv").write_text("\n".join(items) + "\n")
+    vectors = np.random.default_rng(0).normal(size=(19, 3)).astype(np.float32)
+    np.savez(source / "covers.npz", ids=np.array([f"i{item}" for item in range(19)]), vectors=vectors)
+
+
+def write_yaml(path: Path, values: dict[str, object]) -> None:
+    path.write_text(yaml.safe_dump(values))
+
+
+def content(folder: Path) -> dict[str, bytes | None]:
+    """Every file and folder under `folder`, with what is in it."""
+    paths = sorted(folder.rglob("*"))
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in paths}
+
+
+def run_command(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """`sibra-dist COMMAND` in a process of its own, in `folder`, with the cache beside it."""
+    environment = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"}
+    environment |= {"SIBRA_CACHE": str(folder.parent / "cache"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "sibra_dist.cli", *command.split()], cwd=folder, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator["Call"]:
+    """Runs a command in this process, in a folder."""
+    level = logging.getLogger("sibra_dist").level
+    yield Call(capsys, monkeypatch)
+    logging.getLogger("sibra_dist").setLevel(level)
+
+
+class Call:
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.capsys = capsys
+        self.monkeypatch = monkeypatch
+
+    def __call__(self, command: str, folder: Path) -> tuple[int, str, str]:
+        """The exit code, and what went to standard output and to standard error."""
+        self.monkeypatch.chdir(folder)
+        self.monkeypatch.setenv("SIBRA_CACHE", str(folder.parent / "cache"))
+        self.monkeypatch.delenv("FORCE_COLOR", raising=False)
+        with pytest.raises(SystemExit) as ended:
+            main(command.split())
+        out, err = self.capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, out, err
+
+
+@pytest.mark.spark
+@pytest.mark.slow
+def test_from_raw_files_to_a_report(tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    write_raw(folder / "source")
+    write_yaml(folder / "prepare.yaml", PREPARE)
+    write_yaml(folder / "train.yaml", TRAIN)
+    raw = content(folder)
+
+    def succeed(command: str) -> tuple[str, str]:
+        finished = run_command(command, folder)
+        assert finished.returncode == 0, finished.stderr
+        assert "Traceback" not in finished.stderr
+        assert "arning" not in finished.stderr
+        return finished.stdout, finished.stderr
+
+    out, err = succeed("prepare prepare.yaml --to dataset")
+    assert "dataset tiny in dataset: 16 users, 20 items, split cold_item (seed 0)" in out
+    assert "records: 160 read, 0 rejected, 16 left out (16 below filters.min_rating), 144 kept" in out
+    assert [line.split()[:4] for line in out.splitlines() if line.startswith("items")] == [
+        ["items", "genres", "tags", "3"],
+        ["items", "cover", "vector", "3"],
+    ]
+    stages = [line for line in err.splitlines() if line.startswith("preparing: ")]
+    assert stages == [f"preparing: {stage}" for stage in "read validate filter index split features write".split()]
+    dataset = content(folder / "dataset")
+
+    out_again, err = succeed("prepare prepare.yaml --to dataset")
+    assert out_again == out
+    assert "nothing to do" in err
+
+    out, err = succeed("train train.yaml --to runs/sibrar")
+    assert "trained 2 epochs; best val/ndcg@10" in out
+    assert "sibra-dist evaluate runs/sibrar" in out
+    assert [line.split()[1] for line in err.splitlines() if line.startswith("epoch ")] == ["1/2", "2/2"]
+    run = folder / "runs" / "sibrar"
+    assert {path.name for path in run.iterdir()} == {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "best"}
+    assert yaml.safe_load((run / "config.yaml").read_text())["dataset"] == str((folder / "dataset").resolve())
+    assert json.loads((run / "environment.json").read_text())["sibra-dist"] == __version__
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in metrics] == [1, 2]
+    trained = content(run)
+
+    out_again, err = succeed("train --resume runs/sibrar")
+    assert out_again == out
+    assert content(run) == trained
+
+    out, _ = succeed("evaluate runs/sibrar")
+    evaluation = run / "evaluation" / "test"
+    found = json.loads((evaluation / "metrics.json").read_text())
+    assert f"test split: {found['counts']['users']} users, 2 candidates each" in out
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[1:]}
+    assert rows["metric"] == ["@1", "@5", "@10", "@20"]
+    assert rows["ndcg"] == [f"{found['metrics'][f'test/ndcg@{cutoff}']:.4f}" for cutoff in (1, 5, 10, 20)]
+
+    out, _ = succeed("evaluate runs/sibrar --hide items.interactions")
+    assert "test split, without items.interactions: " in out
+    hidden = json.loads((evaluation / "metrics-without-items.interactions.json").read_text())
+    assert hidden["metrics"] == found["metrics"]  # the test items are cold: they have none
+    assert json.loads((evaluation / "metrics.json").read_text()) == found
+
+    succeed("train pop dataset=dataset --to runs/pop")
+    succeed("evaluate runs/pop")
+    out, err = succeed("report runs/sibrar runs/pop")
+    popular = json.loads((folder / "runs" / "pop" / "evaluation" / "test" / "metrics.json").read_text())
+    table = [line.split() for line in out.splitlines()]
+    assert table[0] == ["test", "split", "sibrar", "pop"]
+    assert table[1] == ["ndcg@10", *(f"{result['metrics']['test/ndcg@10']:.4f}" for result in (found, popular))]
+    assert err == ""
+
+    # Nothing that was given is changed, and nothing stands about that was not asked for.
+    assert content(folder / "dataset") == dataset
+    assert {path: value for path, value in content(folder).items() if not path.startswith(("dataset", "runs"))} == raw
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of datasets and runs, good and bad, that the commands below start in."""
+    folder = tmp_path_factory.mktemp("cli") / "work"
+    folder.mkdir()
+    dataset = write_planted(folder / "dataset")
+    write_planted(folder / "other", seed=1)
+    for name in ("cut", "altered", "newer", "replaced"):
+        shutil.copytree(dataset, folder / name)
+    shard = Path("histories", "users", "part-00001.parquet")
+    whole = (dataset / shard).read_bytes()
+    (folder / "cut" / shard).write_bytes(whole[:-1])
+    (folder / "altered" / shard).write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    manifest = json.loads((dataset / MANIFEST).read_text())
+    (folder / "newer" / MANIFEST).write_text(json.dumps({**manifest, "format_version": 2, "unheard_of": 1}))
+    shutil.copytree(dataset, folder / "bare")
+    (folder / "bare" / MANIFEST).unlink()
+
+    write_raw(folder / "source")
+    write_yaml(folder / "prepare.yaml", PREPARE)
+    columns = {"path": "interactions.tsv", "user": "user"}
+    write_yaml(folder / "column.yaml", {**PREPARE, "interactions": columns})
+    write_yaml(folder / "file.yaml", {**PREPARE, "interactions": {"path": "interaction.tsv"}})
+    (folder / "source" / "lonely.tsv").write_text("user_id\titem_id\trating\nu1\ti1\t5\nu2\ti1\t4\n")
+    write_yaml(folder / "lonely.yaml", {**PREPARE, "interactions": {"path": "lonely.tsv", "rating": "rating"}})
+    write_yaml(folder / "train.yaml", TRAIN)
+    write_yaml(folder / "typo.yaml", {**TRAIN, "training": {"batch_sise": 32}})
+    (folder / "broken.yaml").write_text("model: {type: pop\n")
+
+    for command in (
+        "train train.yaml --to runs/sibrar training.epochs=1",
+        "train train.yaml --to runs/replaced training.epochs=1 dataset=replaced",
+        "train pop --to runs/pop dataset=dataset",
+        "train pop --to runs/other dataset=other",
+        "train pop --to runs/new dataset=dataset",
+        "evaluate runs/pop",
+        "evaluate runs/other",
+    ):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="^0$"):
+            patch.chdir(folder)
+            patch.setenv("SIBRA_CACHE", str(folder.parent / "cache"))
+            main(command.split())
+    shutil.rmtree(folder / "replaced")
+    shutil.copytree(folder / "other", folder / "replaced")
+    return folder
+
+
+BAD_INPUT = {
+    "no dataset": ("train pop", "pop.yaml: dataset is required"),
+    "no configuration": ("train", "give a CONFIG, or --resume RUN"),
+    "unknown recipe": ("train popp dataset=dataset", "popp is neither a file nor a packaged recipe; did you mean pop?"),
+    "missing file": ("train mine.yaml", "there is no configuration file mine.yaml; packaged recipes: "),
+    "not YAML": ("train broken.yaml", "broken.yaml is not valid YAML: "),
+    "unknown key in the file": ("train typo.yaml", "unknown key training.batch_sise; did you mean batch_size?"),
+    "unknown key in an override": ("train pop dataset=dataset training.epoch=3", "training.epoch; did you mean epochs?"),
+    "override without a value": ("train pop dataset", "'dataset' is not an override; write key=value"),
+    "key of another command": ("prepare train.yaml --to new", "unknown key dataset; "),
+    "value of the wrong kind": ("train pop dataset=dataset training.epochs=many", "training.epochs: "),
+    "unknown modality": ("train train.yaml model.items.modalities=[coverr] --to runs/pop", "runs/pop holds a run already"),
+    "no such folder": ("train pop dataset=nowhere", "nowhere is not a dataset: it has no manifest.json"),
+    "folder without manifest": ("train pop dataset=bare", "bare is not a dataset: it has no manifest.json. Make one: "),
+    "shard cut short": ("train pop dataset=cut", "part-00001.parquet is damaged: ", "bytes where the manifest says"),
+    "shard altered": ("train pop dataset=altered", "part-00001.parquet is damaged: ", "checksum", "Copy the dataset again"),
+    "newer format": ("train pop dataset=newer", "has format version 2, but this sibra-dist reads up to 1. Install a newer one"),
+    "run exists": (
+        "train pop dataset=dataset --to runs/pop",
+        "runs/pop holds a run already. Continue it with --resume runs/pop",
+    ),
+    "resume with CONFIG": ("train pop --resume runs/pop", "--resume continues a run with its own configuration"),
+    "resume with a setting": ("train training.epochs=9 --resume runs/pop", "give no CONFIG and no settings beside it"),
+    "resume of no run": ("train --resume dataset", "dataset is not a run folder: it has no config.yaml"),
+    "resume on a replaced dataset": ("train --resume runs/replaced", "was made from another dataset", "start a new run"),
+    "evaluate no run": ("evaluate dataset", "dataset is not a run folder: it has no config.yaml"),
+    "evaluate on another dataset": ("evaluate runs/sibrar --dataset other", "was made from another dataset"),
+    "evaluate on no dataset": ("evaluate runs/sibrar --dataset bare", "bare is not a dataset"),
+    "hide what is not read": ("evaluate runs/sibrar --hide items.coverr", "--hide items.coverr: ", "mean items.cover?"),
+    "hide of a baseline": ("evaluate runs/pop --hide items.cover", "the model reads no such modality"),
+    "report without evaluation": (
+        "report runs/pop runs/new",
+        "runs/new has no evaluation of the test split: run `sibra-dist evaluate runs/new`",
+    ),
+    "report of two datasets": ("report runs/pop runs/other", "evaluated on different datasets"),
+    "report of no run": ("report runs/pop source", "source is not a run folder"),
+    "fetch of what is not known": ("fetch ml-100 --to new", "there is no public dataset ml-100; did you mean ml-100k?"),
+    "fetch from nowhere": ("fetch ml-100k --to ../new --from nowhere.zip", "nowhere.zip"),
+    "interactions that are not there": ("prepare file.yaml --to new", "interaction.tsv; did you mean interactions.tsv?"),
+    "prepare over other files": ("prepare prepare.yaml --to source", "source holds something that is not a dataset"),
+    "prepare over another dataset": ("prepare prepare.yaml --to dataset", "add --overwrite to replace it"),
+}
+BAD_FOR_SPARK = {
+    "missing column": ("prepare column.yaml --to new", "interactions.tsv has no column user, only user_id, ", "mean user_id?"),
+    "one item left": ("prepare lonely.yaml --to new", "split.protocol cold_item leaves no train interactions (0 train, "),
+    "all filtered": ("prepare prepare.yaml filters.core=50 --to new", "filters.core leaves no interactions"),
+    "overwritten only by a success": ("prepare lonely.yaml --to dataset --overwrite", "leaves no train interactions"),
+}
+
+
+def assert_one_line(code: int, out: str, err: str, told: tuple[str, ...]) -> None:
+    assert code == 2
+    assert out == ""
+    lines = [line for line in err.splitlines() if not line.startswith(("preparing: ", "fetching: "))]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    for words in told:
+        assert words in lines[0]
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_bad_input_is_one_line_and_changes_nothing(world: Path, call: Call, name: str) -> None:
+    command, *told = BAD_INPUT[name]
+    before = content(world)
+    assert_one_line(*call(command, world), tuple(told))
+    assert content(world) == before
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize("name", BAD_FOR_SPARK)
+def test_input_that_spark_finds_bad_is_one_line_and_changes_nothing(world: Path, call: Call, name: str) -> None:
+    command, *told = BAD_FOR_SPARK[name]
+    before = content(world)
+    assert_one_line(*call(command, world), tuple(told))
+    assert content(world) == before
+
+
+def test_bad_input_in_a_process_of_its_own(world: Path) -> None:
+    finished = run_command("train pop dataset=altered --to runs/never", world)
+    assert_one_line(finished.returncode, finished.stdout, finished.stderr, ("part-00001.parquet is damaged",))
+    assert not (world / "runs" / "never").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("prepare prepare.yaml", "--to"),
+        ("evaluate", "RUN"),
+        ("evaluate runs/pop --split train", "'train' is not one of 'validation', 'test'"),
+        ("train pop dataset=dataset --workers -1", "--workers"),
+        ("train pop --epochs 3", "--epochs"),
+        ("report", "RUNS"),
+        ("trian pop", "trian"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_shows_how(world: Path, call: Call, command: str, told: str) -> None:
+    code, out, err = call(command, world)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("Usage: sibra-dist")
+    assert told in err
+    assert "Traceback" not in err
+
+
+def test_version_is_told(tmp_path: Path, call: Call) -> None:
+    assert call("version", tmp_path) == (0, f"{__version__}\n", "")
+
+
+def test_a_defect_keeps_its_traceback(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sibra_dist.report.comparison_table", lambda runs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["report", str(world / "runs" / "pop")])
+
+
+def test_a_name_is_shown_by_the_letter(world: Path, call: Call) -> None:
+    """Rich takes [...] for a style and :...: for a picture; in the name of a folder they are neither."""
+    for name in ("[bold]run", "[/run]", ":smile:"):
+        code, out, _ = call(f"train pop dataset=dataset --to named/{name}", world)
+        assert code == 0
+        assert f"sibra-dist evaluate named/{name}`" in out
+        assert call(f"evaluate named/{name}", world)[0] == 0
+        code, out, _ = call(f"report named/{name}", world)
+        assert out.splitlines()[0].split() == ["test", "split", name]
+        shutil.rmtree(world / "named")
