@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from sibra_dist.data.manifest import Manifest
@@ -27,6 +27,8 @@ def dataset_table(manifest: Manifest, path: Path) -> Group:
         f"records: {records.read:,} read, {_tally(records.rejected, 'rejected')}, {_tally(records.filtered, 'left out')}, "
         f"{records.kept:,} kept",
     ]
+    if manifest.rejected_side_information:
+        lines.append(f"side information: {_tally(manifest.rejected_side_information, 'records rejected')}")
     table = Table("side", "feature", "kind", "size", "missing", title=None, box=None, pad_edge=False)
     for side in ("users", "items"):
         for spec in manifest.features(side):
@@ -85,7 +87,9 @@ def comparison_table(runs: Sequence[Path]) -> Table:
     if len({result["dataset"] for result in results.values()}) > 1:
         raise CheckpointError("these runs were evaluated on different datasets, so their figures cannot be compared")
     found = {name.removeprefix("test/"): None for result in results.values() for name in result["metrics"]}
-    table = Table("test split", *results, box=None, pad_edge=False)
+    # Folded, not cut off: runs that are named by the time they began differ in their last letters.
+    columns = (Column(name, overflow="fold") for name in results)
+    table = Table(Column("test split", no_wrap=True), *columns, box=None, pad_edge=False)
     for name in [name for name in COMPARED if name in found] or found:
         values = [result["metrics"].get(f"test/{name}") for result in results.values()]
         table.add_row(name, *("-" if value is None else f"{value:.4f}" for value in values))

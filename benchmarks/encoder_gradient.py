@@ -1,0 +1,88 @@
+"""The gradient of the interactions table: both forms of `BagSum` against PyTorch's own, on the shape of MovieLens 1M.
+
+    python -m benchmarks.encoder_gradient
+
+Each row reads a share of the entities. Times are medians, in milliseconds of processor time on one thread; the last column
+is how many times longer PyTorch's embedding-bag backward takes than the form that `SORTING_COST` picks.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+
+from sibra_dist.data.dataset import Csr
+from sibra_dist.models import encoders
+from sibra_dist.models.encoders import SORTING_COST, BagSum
+
+ENTITIES, OTHERS, NNZ, WIDTH = 5_816, 3_294, 640_000, 256
+
+
+def main() -> None:
+    """Measure and print."""
+    torch.set_num_threads(1)
+    histories, transposed = _random_histories()
+    weight = torch.randn(OTHERS, WIDTH, requires_grad=True)
+    table = Table(
+        "share of entities", "entries", "sorted", "transposed", "picked", "PyTorch", "ratio", box=None, pad_edge=False
+    )
+    for share in (0.01, 0.05, 0.1, 0.3, 0.5, 0.7, 1.0):
+        entities = torch.randperm(ENTITIES)[: round(share * ENTITIES)].sort().values
+        columns, starts = histories.gather(entities)
+        upstream = torch.randn(len(entities), WIDTH)
+
+        sums = BagSum.apply(weight, entities, histories, transposed)  # type: ignore[no-untyped-call]
+        bags = F.embedding_bag(columns.long(), weight, starts, mode="sum")
+        ours = partial(torch.autograd.grad, sums, weight, upstream, retain_graph=True)
+        with mock.patch.object(encoders, "SORTING_COST", 0.0):
+            by_sorting = _milliseconds(ours)
+        with mock.patch.object(encoders, "SORTING_COST", 1e9):
+            by_transposing = _milliseconds(ours)
+        theirs = _milliseconds(partial(torch.autograd.grad, bags, weight, upstream, retain_graph=True))
+        transposes = len(columns) * SORTING_COST >= histories.nnz
+        picked = by_transposing if transposes else by_sorting
+        table.add_row(
+            f"{share:.0%}",
+            f"{len(columns):,}",
+            f"{by_sorting:.1f}",
+            f"{by_transposing:.1f}",
+            "transposed" if transposes else "sorted",
+            f"{theirs:.1f}",
+            f"{theirs / picked:.1f}",
+        )
+    Console(width=100).print(table)
+
+
+def _random_histories() -> tuple[Csr, Csr]:
+    """Popularity falls with rank, as in real data."""
+    torch.manual_seed(0)
+    items = torch.multinomial(1 / torch.arange(20.0, 20 + OTHERS), NNZ, replacement=True)
+    pairs = torch.unique(torch.randint(ENTITIES, (NNZ,)) * OTHERS + items)
+    rows, columns = pairs // OTHERS, pairs % OTHERS
+    return _csr(rows, columns, ENTITIES), _csr(columns, rows, OTHERS)
+
+
+def _csr(rows: torch.Tensor, columns: torch.Tensor, count: int) -> Csr:
+    order = rows.sort(stable=True).indices
+    indptr = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(rows, minlength=count).cumsum(0)])
+    return Csr(indptr, columns[order].int())
+
+
+def _milliseconds(work: Callable[[], object]) -> float:
+    work()
+    times = []
+    for _ in range(7):
+        started = time.process_time()
+        work()
+        times.append(1000 * (time.process_time() - started))
+    return statistics.median(times)
+
+
+if __name__ == "__main__":
+    main()
