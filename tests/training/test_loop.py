@@ -68,7 +68,7 @@ def test_hiding_every_modality_and_each_behaves(planted: Path, tmp_path: Path) -
 @pytest.mark.parametrize(("epoch", "step"), [(0, 0), (0, 4), (1, 7), (2, 1)])
 def test_an_interrupted_run_ends_as_an_undisturbed_one(planted: Path, tmp_path: Path, epoch: int, step: int) -> None:
     """Bit for bit: parameters, optimizer, early stopping, and the losses that are reported."""
-    settings = {"training__checkpoint_every": 3, "training__epochs": 3}
+    settings = {"training__checkpoint_every": 3, "training__epochs": 3, "training__schedule": "cosine"}
     start(tmp_path / "undisturbed", planted, **settings).fit()
     with pytest.raises(Interrupted):
         start(tmp_path / "interrupted", planted, interrupt_at(epoch, step), **settings).fit()
@@ -114,6 +114,22 @@ def test_early_stopping_keeps_the_best(planted: Path, tmp_path: Path, monkeypatc
 def test_without_patience_all_epochs_are_trained(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "_evaluate", lambda self: {"val/ndcg@10": -float(self.position.epoch)})
     assert start(tmp_path / "run", planted, training__patience=-1, training__epochs=5).fit().epoch == 5
+
+
+def test_learning_rate_follows_the_schedule(planted: Path, tmp_path: Path) -> None:
+    rates: list[float] = []
+    trainer = start(tmp_path / "run", planted, training__schedule="cosine", training__epochs=2, training__learning_rate=0.5)
+    original = trainer._step
+
+    def watched(batch: Any) -> torch.Tensor:
+        loss = original(batch)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        return loss
+
+    trainer._step = watched  # type: ignore[method-assign]
+    trainer.fit()
+    total = 2 * trainer.batches.steps_per_epoch
+    assert rates == pytest.approx([0.25 * (1 + math.cos(math.pi * step / total)) for step in range(total)])
 
 
 def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(planted: Path, tmp_path: Path) -> None:
