@@ -99,9 +99,9 @@ def _run(
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         _raise_recorded(run)
-        raise TrainingError(
-            f"the workers failed: {error}. Continue the run with `sibra-dist train --resume {run.path}`"
-        ) from error
+        reason = " ".join(str(error).split())[-500:]
+        remedy = f"Continue the run with `sibra-dist train --resume {run.path}`"
+        raise TrainingError(f"the workers failed: {reason}. {remedy}") from error
     _raise_recorded(run)
 
 

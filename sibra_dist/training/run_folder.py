@@ -54,11 +54,14 @@ class RunFolder:
 
         Raises:
             CheckpointError: a run is there already, or the folder cannot be written.
+            ConfigError: the model cannot be built for this dataset; then no folder is left behind.
         """
         if self.exists:
             raise CheckpointError(
                 f"{self.path} holds a run already. Continue it with --resume {self.path}, or choose another --to"
             )
+        with torch.device("meta"):  # parameters without memory
+            build_model(config.model, dataset, config.seed)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / "environment.json", json.dumps(environment(dataset), indent=2).encode() + b"\n")
@@ -109,10 +112,21 @@ class RunFolder:
 
 
 def open_run(path: str | Path, dataset: str | None = None, cache: Path | None = None) -> tuple[RunFolder, TrainConfig, Dataset]:
-    """A run, its configuration, and its dataset (or the one in another folder `dataset`)."""
+    """A run, its configuration, and its dataset (or the copy in another folder `dataset`).
+
+    Raises:
+        CheckpointError: no run is there, or it was started with a dataset of other content.
+    """
     run = RunFolder(path)
     config = run.config()
-    return run, config, open_dataset(dataset or config.dataset, cache)
+    opened = open_dataset(dataset or config.dataset, cache)
+    made_from = json.loads((run.path / "environment.json").read_text())["dataset"]["digest"]
+    if made_from != opened.manifest.digest:
+        raise CheckpointError(
+            f"{path} was made from another dataset ({made_from[:12]}) than {opened.path} ({opened.manifest.digest[:12]}). "
+            "Give the dataset it was trained on, or start a new run"
+        )
+    return run, config, opened
 
 
 def environment(dataset: Dataset) -> dict[str, Any]:
