@@ -5,9 +5,12 @@ DATASET := data/ml-100k-cold-item
 
 # What `make demo` trains: runs/demo/<name>, each from a recipe. Zero workers means in this process.
 DEMO := sibrar pop random
-RECIPE_sibrar := sibrar-cold-item --workers 2
-RECIPE_pop := pop --workers 0
-RECIPE_random := random --workers 0
+RECIPE_sibrar := sibrar-cold-item
+RECIPE_pop := pop
+RECIPE_random := random
+WORKERS_sibrar := 2
+WORKERS_pop := 0
+WORKERS_random := 0
 METRICS := $(DEMO:%=runs/demo/%/evaluation/test/metrics.json)
 
 .DEFAULT_GOAL := help
@@ -52,7 +55,7 @@ $(DATASET)/manifest.json: | data/ml-100k/SOURCE.json
 
 # A run folder without metrics is an interrupted run: it is continued.
 runs/demo/%/evaluation/test/metrics.json: | $(DATASET)/manifest.json
-	$(BIN)/sibra-dist train $(if $(wildcard runs/demo/$*/config.yaml),--resume runs/demo/$*,$(RECIPE_$*) dataset=$(DATASET) --to runs/demo/$*)
+	$(BIN)/sibra-dist train $(if $(wildcard runs/demo/$*/config.yaml),--resume runs/demo/$*,$(RECIPE_$*) dataset=$(DATASET) --to runs/demo/$*) --workers $(WORKERS_$*)
 	$(BIN)/sibra-dist evaluate runs/demo/$*
 
 test: java install ## run the tests

@@ -48,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SibraError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
+    except OSError as error:  # a disk that is full, a folder that may not be written, a file that went away
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
 
 
 @app.command()

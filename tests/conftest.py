@@ -15,6 +15,12 @@ settings.load_profile("sibra")
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Arrays that an earlier version of the code decoded would hide what this one does."""
+    os.environ["SIBRA_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real datasets, for tests marked `real_data`."""

@@ -193,8 +193,9 @@ def draw_modalities(sampling: ModalitySampling, entities: Tensor, key: int, coun
     keys = torch.where(present, keys, torch.iinfo(torch.int64).max)
     wanted = min(sampling.draws, num_modalities)
     drawn = keys.topk(wanted, dim=-1, largest=False, sorted=True).indices
+    drawn = torch.cat([drawn, drawn[..., :1].expand(*drawn.shape[:-1], sampling.draws - wanted)], dim=-1)
     available = present.sum(-1, keepdim=True)
-    drawn = torch.where(torch.arange(wanted, device=drawn.device) < available, drawn, drawn[..., :1])
+    drawn = torch.where(torch.arange(sampling.draws, device=drawn.device) < available, drawn, drawn[..., :1])
     return torch.where(available > 0, drawn, num_modalities)
 
 

@@ -1,10 +1,10 @@
 """The node-local cache of decoded arrays: built once under a lock, published whole, checked on every opening.
 
-    <cache>/<dataset digest>/
+    <cache>/<dataset digest>-v<layout>/
       arrays.json       written last: name -> dtype, shape, bytes, sha256
       *.bin             one raw array each
-    <cache>/<dataset digest>.lock
-    <cache>/<dataset digest>.checked.json   which files were verified, by size and modification time
+    <cache>/<the same>.lock
+    <cache>/<the same>.checked.json   which files were verified, by size and modification time
 
 A checksum costs a full read, so a file is read again only when its size or modification time has changed since it was
 last found whole. That holds for the dataset's shards and for the cache's own arrays alike.
@@ -29,6 +29,8 @@ from sibra_dist.data.manifest import Manifest, sha256_of, verify_shard, write_at
 from sibra_dist.errors import DatasetError
 
 CONTENTS = "arrays.json"
+LAYOUT = 1
+"""Raised when the arrays of a dataset change, so that no version reads those of another."""
 Arrays = dict[str, Tensor]
 
 
@@ -37,6 +39,11 @@ def default_cache() -> Path:
     if chosen := os.environ.get("SIBRA_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sibra-dist"
+
+
+def cache_folder(manifest: Manifest, root: Path) -> Path:
+    """Where a dataset's arrays lie in the cache `root`."""
+    return root / f"{manifest.digest[:32]}-v{LAYOUT}"
 
 
 class ArrayWriter:
@@ -88,7 +95,7 @@ def cached_arrays(
         DatasetError: a shard is damaged, or the cache cannot be written.
     """
     root = cache or default_cache()
-    folder = root / manifest.digest[:32]
+    folder = cache_folder(manifest, root)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):

@@ -204,7 +204,8 @@ def _append_feature(arrays: ArrayWriter, name: str, spec: FeatureSpec, column: p
         _append_lists(arrays, name, column)
     else:
         dense = np.zeros((len(column), spec.size), np.float32)
-        dense[column.is_valid().to_numpy(zero_copy_only=False)] = column.drop_null().flatten().to_numpy().reshape(-1, spec.size)
+        present = column.is_valid().to_numpy(zero_copy_only=False)
+        dense[present] = column.drop_null().flatten().to_numpy().reshape(present.sum(), spec.size)
         arrays.append(f"{name}/values", dense)
 
 

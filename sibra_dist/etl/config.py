@@ -105,7 +105,8 @@ class SplitConfig(Config):
 
     protocol: Literal["random", "cold_item"] = "random"
     seed: int = 0
-    validation: Share = 0.1
+    validation: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """Never nothing: early stopping needs it."""
     test: Share = 0.1
 
     @model_validator(mode="after")

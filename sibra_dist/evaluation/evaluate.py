@@ -79,7 +79,9 @@ def evaluate(
         tallies.update(recommended)
 
     found = averages.compute()
-    counts = {"users": int(found.pop("num_users")), "users_without_relevant": int(found.pop("num_users_without_relevant"))}
+    found.pop("num_users_without_relevant")
+    counts = {"users": int(found.pop("num_users"))}
+    counts["users_without_relevant"] = dataset.users.count - counts["users"]
     counts["candidates"] = len(candidates)
     counts["users_without_modality"] = model.without_modality(items=False, hidden=hidden_users)
     counts["items_without_modality"] = model.without_modality(items=True, hidden=hidden_items)

@@ -105,7 +105,9 @@ def save_checkpoint(
         ) from error
     finally:
         aside.unlink(missing_ok=True)
-    for old in sorted(folder.glob("epoch-*.json"))[:-keep]:
+    # What was just written stays, even if a run that went another way once came further.
+    others = sorted(path for path in folder.glob("epoch-*.json") if path.stem != position.name)
+    for old in others[: len(others) + 1 - keep]:
         old.unlink(missing_ok=True)
         old.with_suffix(".safetensors").unlink(missing_ok=True)
 

@@ -67,6 +67,8 @@ class SearchConfig(Config):
     def _exactly_one(self) -> Self:
         if [self.choice, self.uniform, self.log_uniform].count(None) != 2:
             raise ValueError("give exactly one of choice, uniform, log_uniform")
+        if self.choice == ():
+            raise ValueError("choice needs at least one value")
         for low, high in filter(None, (self.uniform, self.log_uniform)):
             if not low < high or (self.log_uniform and low <= 0):
                 raise ValueError("the first bound must be below the second, and above 0 for log_uniform")

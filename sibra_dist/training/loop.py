@@ -164,6 +164,10 @@ class Trainer:
             metrics |= self._evaluate()
             value = self._metric = metrics[f"val/{self.config.monitor}"]
             self._evaluated = epoch
+            if math.isnan(value):
+                raise TrainingError(
+                    f"no user of {self.dataset.path} holds anything out for validation: prepare it with such a split"
+                )
             if position.best is None or value > position.best:
                 position = replace(position, best=value, best_epoch=epoch, evaluations_since_best=0)
                 if self.ranks.leads:
@@ -192,12 +196,13 @@ class Trainer:
     def _resume(self) -> Position:
         checkpoint = load_newest(self.run.checkpoints, self.dataset.manifest.digest)
         # All ranks must continue from one place, even if a file appeared while they were looking.
-        position = self.ranks.agree(checkpoint.position if checkpoint else Position())
+        found = checkpoint.position if checkpoint else Position()
+        position = self.ranks.agree(found)
+        if found != position:
+            raise TrainingError(
+                f"ranks see different checkpoints in {self.run.checkpoints}: it must lie on a disk that they share"
+            )
         if checkpoint is not None:
-            if checkpoint.position != position:
-                raise TrainingError(
-                    f"ranks see different checkpoints in {self.run.checkpoints}: it must lie on a disk that they share"
-                )
             checkpoint.restore(self.model, self.optimizer)
             saved = checkpoint.tensors["losses"]
             if position.step and len(saved) == len(self.losses):

@@ -62,9 +62,8 @@ class Ranks:
             return loss.detach()
         total = loss.detach().clone()
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        statistics = [
-            buffer for name, buffer in model.named_buffers() if name in model.state_dict() and buffer.is_floating_point()
-        ]
+        saved = model.state_dict().keys()
+        statistics = [buffer for name, buffer in model.named_buffers() if name in saved and buffer.is_floating_point()]
         for statistic in statistics:
             statistic /= self.world
         for bucket in _buckets([total, *gradients, *statistics]):

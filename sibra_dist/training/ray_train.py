@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -62,9 +62,27 @@ def start_ray(workers: int) -> None:
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if not os.environ.get("RAY_ADDRESS"):
-        settings |= {"num_cpus": max(os.cpu_count() or 1, workers), "include_dashboard": False}
-    ray.init(**settings)
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:  # a cluster that happens to run on this machine is not joined without being told
+        settings |= {"address": "local", "num_cpus": max(os.cpu_count() or 1, workers), "include_dashboard": False}
+    try:
+        ray.init(**settings)
+    except (ValueError, ConnectionError, RuntimeError) as error:
+        where = f"the cluster at RAY_ADDRESS={address} cannot be joined" if address else "Ray cannot be started"
+        raise TrainingError(f"{where}: {' '.join(str(error).split())[:300]}") from error
+
+
+def require(resource: str, wanted: float) -> None:
+    """Check that the cluster has as much of a resource as is wanted, or workers would wait for ever.
+
+    Raises:
+        TrainingError: it has less.
+    """
+    there = ray.cluster_resources().get(resource, 0)
+    if there < wanted:
+        raise TrainingError(
+            f"{wanted:g} {resource}s are wanted, but the cluster has {there:g}: use fewer --workers, or set training.device"
+        )
 
 
 def uses_gpu(config: TrainingConfig, workers: int) -> bool:
@@ -82,6 +100,7 @@ def _run(
 ) -> None:
     start_ray(workers)
     use_gpu = uses_gpu(config, workers)
+    require("GPU" if use_gpu else "CPU", workers)
     run.error.unlink(missing_ok=True)
     trainer = TorchTrainer(
         worker,
@@ -135,7 +154,8 @@ def _train_worker(payload: dict[str, Any]) -> None:
         config = validate(TrainConfig, payload["config"], where=str(run.path))
 
         def show(progress: Progress) -> None:
-            write_atomically(run.progress, json.dumps(asdict(progress)).encode())
+            with suppress(OSError):  # a bar is no reason to stop
+                write_atomically(run.progress, json.dumps(asdict(progress)).encode())
 
         def report(metrics: dict[str, float]) -> None:
             ray.train.report(metrics)

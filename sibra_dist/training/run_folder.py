@@ -98,7 +98,10 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """The evaluations so far, in order."""
         path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        try:
+            return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        except ValueError as error:
+            raise CheckpointError(f"{path} is damaged: {error}. Remove it: training will go on without its history") from error
 
     def record(self, metrics: dict[str, Any]) -> None:
         """Add an evaluation; what an interrupted run recorded beyond its last checkpoint is replaced."""
@@ -120,7 +123,10 @@ def open_run(path: str | Path, dataset: str | None = None, cache: Path | None = 
     run = RunFolder(path)
     config = run.config()
     opened = open_dataset(dataset or config.dataset, cache)
-    made_from = json.loads((run.path / "environment.json").read_text())["dataset"]["digest"]
+    try:
+        made_from = json.loads((run.path / "environment.json").read_text())["dataset"]["digest"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{run.path / 'environment.json'} cannot be read: {error}. Copy the run again") from error
     if made_from != opened.manifest.digest:
         raise CheckpointError(
             f"{path} was made from another dataset ({made_from[:12]}) than {opened.path} ({opened.manifest.digest[:12]}). "

@@ -26,7 +26,7 @@ from sibra_dist.data.manifest import write_atomically
 from sibra_dist.errors import ConfigError, TrainingError
 from sibra_dist.training.config import SearchConfig, TrainConfig, TuneConfig
 from sibra_dist.training.loop import Callbacks, Trainer
-from sibra_dist.training.ray_train import start_ray, train_on_ray, uses_gpu
+from sibra_dist.training.ray_train import require, start_ray, train_on_ray, uses_gpu
 from sibra_dist.training.run_folder import RunFolder
 
 EPOCH = "epoch"
@@ -68,6 +68,7 @@ def search(
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     start_ray(max(workers, 1) * wanted.concurrent)
+    require("GPU" if uses_gpu(config.training, 1) else "CPU", max(workers, 1))
     trainable = tune.with_parameters(_trial, base=to_plain(config), trials=str(folder / "trials"), workers=workers)
     tuner = tune.Tuner(
         # A trial that launches workers leaves the processors to them; Ray wants it to ask for something all the same.
@@ -128,10 +129,16 @@ def _space(config: TrainConfig, search_config: TuneConfig) -> dict[str, Any]:
     for path, wanted in search_config.search.items():
         if search_config.method == "grid" and wanted.choice is None:
             raise ConfigError(f"tune.search.{path}: a grid needs a list of choices, not a range")
-        for value in wanted.choice or wanted.uniform or wanted.log_uniform or ():
+        for value in wanted.choice or _probes(wanted.uniform or wanted.log_uniform or (0, 0)):
             _with_settings(to_plain(config), {path: value})
         space[path] = _domain(wanted, grid=search_config.method == "grid")
     return space
+
+
+def _probes(bounds: tuple[float, float]) -> tuple[float, ...]:
+    """The ends of a range, and a fraction between them, which a setting that must be whole refuses."""
+    low, high = bounds
+    return low, high, low + 0.1234567 * (high - low)
 
 
 def _domain(wanted: SearchConfig, grid: bool) -> Any:

@@ -160,6 +160,7 @@ def test_users_who_have_seen_everything_are_counted(tmp_path: Path) -> None:
 def test_drawn_modalities_are_present_and_distinct(present: list[list[bool]], draws: int, key: int) -> None:
     sampling = ModalitySampling(torch.tensor(present), draws)
     drawn = draw_modalities(sampling, torch.arange(len(present)), key, torch.arange(len(present))).tolist()
+    assert all(len(row) == draws for row in drawn)
     for row, there in zip(drawn, present, strict=True):
         available = [number for number, is_there in enumerate(there) if is_there]
         if not available:

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from sibra_dist.data.cache import default_cache
+from sibra_dist.data.cache import cache_folder, default_cache
 from sibra_dist.data.dataset import Csr, open_dataset
 from sibra_dist.data.manifest import MANIFEST, Manifest
 from sibra_dist.errors import DatasetError
@@ -84,7 +84,7 @@ def test_second_opening_decodes_nothing(folder: Path, monkeypatch: pytest.Monkey
 
 def test_damaged_cache_is_made_again(folder: Path) -> None:
     before = open_dataset(folder).users.histories.indices.clone()
-    cached = next(default_cache().rglob("histories.users.indices.bin"))
+    cached = cache_folder(Manifest.read(folder), default_cache()) / "histories.users.indices.bin"
     content = bytearray(cached.read_bytes())
     content[5] ^= 1
     cached.write_bytes(content)

@@ -151,6 +151,18 @@ def test_gradients_equal_those_of_the_dense_computation(dataset: Dataset, exclud
         torch.testing.assert_close(sparse[name], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("items", [["tags"], ["interactions"], ["tags", "cover"]])
+def test_a_model_restricted_to_some_modalities_trains(dataset: Dataset, items: list[str]) -> None:
+    """Also where items lack all of them, and where there are fewer than the contrast compares."""
+    model = build(dataset, items={**SIDE, "modalities": items}, users={**SIDE, "modalities": ["club"]}, exclude_target=True)
+    output = model(Batches(dataset, *model.sampling(), seed=3, batch_size=200, negatives=3).batch(0, 0))
+    (output.scores.sum() + output.auxiliary_losses["info_nce"].sum()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all()
+    assert model.without_modality(items=True) > 0
+
+
 def test_contrast_is_between_the_two_drawn_modalities(dataset: Dataset) -> None:
     model = build(dataset, exclude_target=False, contrast={"weight": 0.5, "temperature": 0.2}).eval()
     batch = Batches(dataset, *model.sampling(), seed=3, batch_size=5, negatives=3).batch(0, 0)

@@ -55,6 +55,14 @@ def test_newest_are_kept(model: torch.nn.Module, tmp_path: Path) -> None:
     ]
 
 
+def test_what_was_just_written_is_never_deleted(model: torch.nn.Module, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, Position(7, 0), "digest", model)
+    save_checkpoint(tmp_path, Position(6, 0), "digest", model)
+    read = load_newest(tmp_path, "digest")
+    assert read is not None
+    assert read.position.epoch == 6
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".json"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "delete", "empty"])
 def test_damaged_newest_is_told_and_the_one_before_is_used(

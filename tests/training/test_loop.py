@@ -72,7 +72,10 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(planted: Path, tmp_path: 
     start(tmp_path / "undisturbed", planted, **settings).fit()
     with pytest.raises(Interrupted):
         start(tmp_path / "interrupted", planted, interrupt_at(epoch, step), **settings).fit()
-    start(tmp_path / "interrupted", planted, **settings).fit()
+    trainer = start(tmp_path / "interrupted", planted, **settings)
+    # From the last checkpoint, not from the start, which would end alike.
+    assert (trainer.position.epoch, trainer.position.step) == (epoch, step // 3 * 3)
+    trainer.fit()
 
     digest = open_dataset(planted).manifest.digest
     for folder in ("checkpoints", "best"):

@@ -58,16 +58,19 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_undisturbed(
     told: list[Progress] = []
     train_on_ray(undisturbed, config, 2, told.append)
 
-    marker = tmp_path / "killed"
+    marker, restarted = tmp_path / "killed", tmp_path / "restarted"
     original = ray_train._train_worker
 
     def killed(payload: dict[str, Any]) -> None:
         step = Trainer._step
 
         def deadly(self: Trainer, batch: Any) -> torch.Tensor:
-            if self.ranks.rank == 1 and (self.position.epoch, self.position.step) == (1, 5) and not marker.exists():
+            at = (self.position.epoch, self.position.step)
+            if self.ranks.rank == 1 and not marker.exists() and at == (1, 5):
                 marker.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.ranks.rank == 1 and marker.exists() and not restarted.exists():
+                restarted.write_text(f"{at}")
             return step(self, batch)
 
         Trainer._step = deadly  # type: ignore[method-assign]  # in the worker's own process
@@ -77,7 +80,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_undisturbed(
     disturbed = make_run(tmp_path / "disturbed", config)
     train_on_ray(disturbed, config, 2)
 
-    assert marker.exists()
+    assert restarted.read_text() == "(1, 3)"  # where the last checkpoint was, not the start
     digest = open_dataset(planted).manifest.digest
     for folder in ("checkpoints", "best"):
         expected, found = (load_newest(run.path / folder, digest) for run in (undisturbed, disturbed))
