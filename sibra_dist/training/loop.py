@@ -4,6 +4,7 @@ Started as one process it trains alone; where torch.distributed is set up, it tr
 function of (seed, epoch, step), so a run that resumes from a checkpoint sees just what it would have seen.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from sibra_dist.training.checkpoint import Position, load_newest, save_checkpoin
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.ranks import Ranks, pick_device
 from sibra_dist.training.run_folder import RunFolder
+
+logger = logging.getLogger("sibra_dist")
 
 PROGRESS_SECONDS = 0.5
 FINITE_CHECK_STEPS = 100
@@ -93,6 +96,11 @@ class Trainer:
                 world=self.ranks.world,
                 device=self.device,
             )
+            if self.ranks.leads and self.batches.saturated_users:
+                logger.warning(
+                    "%d users have interacted with every training item: their negatives are items they have interacted with",
+                    self.batches.saturated_users,
+                )
             self.optimizer = torch.optim.AdamW(
                 self.model.parameters(), self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
             )

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from sibra_dist.data.dataset import open_dataset
+from sibra_dist.data.dataset import Csr, open_dataset
 from sibra_dist.errors import CheckpointError, TrainingError
 from sibra_dist.training.checkpoint import load_newest
 from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run, read_evaluation
@@ -158,6 +158,16 @@ def test_run_of_another_dataset_is_refused(planted: Path, tmp_path: Path) -> Non
         start(tmp_path / "run", other)
     with pytest.raises(CheckpointError, match="was made from another dataset"):
         evaluate_run(RunFolder(tmp_path / "run"), EvaluationRequest(dataset=str(other)))
+
+
+def test_users_without_negatives_are_told(planted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    start(tmp_path / "run", planted)
+    assert "every training item" not in caplog.text
+    dataset = open_dataset(planted)
+    everything = Csr(torch.arange(61) * 80, torch.arange(80, dtype=torch.int32).repeat(60))
+    object.__setattr__(dataset.users, "histories", everything)
+    Trainer(make_config(planted), dataset, RunFolder(tmp_path / "other"))
+    assert "60 users have interacted with every training item" in caplog.text
 
 
 def test_progress_is_told(planted: Path, tmp_path: Path) -> None:
