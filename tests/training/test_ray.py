@@ -19,7 +19,7 @@ import torch
 
 from sibra_dist.config import load_config, to_yaml
 from sibra_dist.data.dataset import open_dataset
-from sibra_dist.errors import CheckpointError, ConfigError
+from sibra_dist.errors import CheckpointError, ConfigError, TrainingError
 from sibra_dist.training import ray_train
 from sibra_dist.training.checkpoint import load_newest
 from sibra_dist.training.config import TrainConfig
@@ -126,6 +126,13 @@ def test_what_the_user_must_put_right_is_told_and_not_tried_again(
     with pytest.raises(CheckpointError, match=r"^the disk is made of cheese$"):
         train_on_ray(make_run(tmp_path / "run", config), config, 1)
     assert tries.read_text() == "tried\n"
+
+
+@pytest.mark.usefixtures("cluster")
+def test_more_workers_than_there_are_processors_is_told_at_once(planted: Path, tmp_path: Path) -> None:
+    config = make_config(planted)
+    with pytest.raises(TrainingError, match=r"^999 CPUs are wanted, but the cluster has \d+: use fewer --workers"):
+        train_on_ray(make_run(tmp_path / "run", config), config, 999)
 
 
 @pytest.mark.usefixtures("cluster")
