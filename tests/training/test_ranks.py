@@ -31,6 +31,12 @@ def train_one(rank: int, world: int, meeting: str, folder: str, plain: dict[str,
     evaluate_run(run, EvaluationRequest())
     if rank == 0:
         (run.path / "losses.json").write_text(json.dumps(losses))
+    leave()
+
+
+def leave() -> None:
+    """Take the group down when all are done with it: a rank that leaves early would break off the others' connections."""
+    Ranks.current().wait()
     torch.distributed.destroy_process_group()
 
 
@@ -63,8 +69,8 @@ def test_one_two_and_four_ranks_train_alike(planted: Path, tmp_path: Path, plant
         losses, metrics, lines = run_ranks(tmp_path / f"run-{world}", config, world)
         assert losses == pytest.approx(alone, rel=1e-4)
         assert metrics["counts"] == evaluated["counts"]
-        assert metrics["metrics"] == pytest.approx(evaluated["metrics"], abs=1e-2)
-        assert [line["val/ndcg@10"] for line in lines] == pytest.approx([line["val/ndcg@10"] for line in history], abs=1e-2)
+        assert metrics["metrics"] == pytest.approx(evaluated["metrics"], abs=1e-6)
+        assert [line["val/ndcg@10"] for line in lines] == pytest.approx([line["val/ndcg@10"] for line in history], abs=1e-6)
 
 
 def test_the_same_model_has_the_same_metrics_on_any_number_of_ranks(planted: Path, tmp_path: Path) -> None:
@@ -84,4 +90,4 @@ def evaluate_one(rank: int, world: int, meeting: str, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
     evaluate_run(RunFolder(folder), EvaluationRequest())
-    torch.distributed.destroy_process_group()
+    leave()
