@@ -4,6 +4,7 @@ An error that the user can put right is one line on the standard error stream an
 by the verbs that need them, so that the others start at once.
 """
 
+import json
 import logging
 import sys
 import warnings
@@ -76,10 +77,13 @@ def fetch(
 def prepare(
     config: ConfigArgument,
     overrides: Overrides = None,
-    to: Annotated[Path, typer.Option(help="Folder of the dataset.")] = ...,  # type: ignore[assignment]
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another dataset in that folder.")] = False,
+    to: Annotated[str, typer.Option(help="Folder or URI of the dataset.")] = ...,  # type: ignore[assignment]
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another dataset in that place.")] = False,
+    extend: Annotated[
+        str | None, typer.Option(metavar="DATASET", help="Keep the indices and encodings of this dataset for what it knows.")
+    ] = None,
 ) -> None:
-    """Build a dataset from raw files with Spark."""
+    """Build a dataset from raw files or tables with Spark."""
     from sibra_dist.etl.config import PrepareConfig
     from sibra_dist.etl.pipeline import STAGES
     from sibra_dist.etl.pipeline import prepare as build
@@ -87,8 +91,25 @@ def prepare(
 
     settings = load_config(PrepareConfig, config, overrides or ())
     with stages("preparing", STAGES) as stage:
-        manifest = build(settings, to, overwrite, stage)
+        manifest = build(settings, to, overwrite, extend, stage)
     console.print(dataset_table(manifest, to), soft_wrap=True)
+
+
+@app.command()
+def describe(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Folder or URI of a dataset.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")] = False,
+) -> None:
+    """Show a dataset at a glance: sizes, density, cold shares, history lengths, modalities, rejected records."""
+    from sibra_dist.describe import describe as look_at
+
+    description = look_at(dataset)
+    if as_json:
+        typer.echo(json.dumps(description.model_dump(mode="json"), indent=2))
+        return
+    from sibra_dist.report import description_table
+
+    console.print(description_table(description), soft_wrap=True)
 
 
 @app.command()
@@ -117,7 +138,7 @@ def train(
             raise ConfigError("give a CONFIG, or --resume RUN")
         settings = load_config(TrainConfig, config, overrides or ())
         dataset = open_dataset(settings.dataset)
-        settings = settings.model_copy(update={"dataset": str(dataset.path.resolve())})
+        settings = settings.model_copy(update={"dataset": str(dataset.place)})
         run = RunFolder(to or Path("runs") / f"{Path(config).stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
         run.create(settings, dataset)
     with progress_bar() as show:
@@ -137,15 +158,16 @@ def evaluate(
     hide: Annotated[
         list[str] | None, typer.Option(help="A modality the model shall not see, such as items.interactions.")
     ] = None,
-    dataset: Annotated[Path | None, typer.Option(help="Where the run's dataset lies now, if it has moved.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Where the run's dataset lies now, if it has moved.")] = None,
     workers: Workers = 0,
 ) -> None:
     """Evaluate a run's best model by full ranking."""
+    from sibra_dist.data.storage import Place
     from sibra_dist.report import evaluation_table
     from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run, read_evaluation
     from sibra_dist.training.run_folder import open_run
 
-    request = EvaluationRequest(split, tuple(hide or ()), str(dataset.resolve()) if dataset else None)
+    request = EvaluationRequest(split, tuple(hide or ()), str(Place.at(dataset)) if dataset else None)
     folder, settings, _ = open_run(run, request.dataset)
     if workers == 0:
         evaluate_run(folder, request)

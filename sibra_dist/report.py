@@ -4,37 +4,74 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from sibra_dist.data.manifest import Manifest
+from sibra_dist.data.manifest import SIDES, Counts, Manifest, Records, Side
+from sibra_dist.describe import PERCENTILES, modality, share_of
+from sibra_dist.description import Description, EntitiesDescription, Modality
 from sibra_dist.errors import CheckpointError
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.evaluation import EvaluationRequest, read_evaluation
 from sibra_dist.training.run_folder import RunFolder
 
 COMPARED = ("ndcg@10", "recall@10", "precision@10", "map@10", "hit_rate@10", "mrr@10", "coverage@10")
+WITHOUT_SHARES = ("leave_one_out", "fixed")
+"""The protocols that do not divide by the shares that are asked for."""
 
 
-def dataset_table(manifest: Manifest, path: Path) -> Group:
-    """What a dataset holds, and what became of the records it was made from."""
-    counts, records = manifest.counts, manifest.records
+def dataset_table(manifest: Manifest, path: str | Path) -> Group:
+    """What a dataset holds, and what became of the records it was made from; from its manifest alone.
+
+    Args:
+        manifest: what says so.
+        path: how the place of the dataset is told.
+    """
+    counts, protocol = manifest.counts, manifest.protocol
     lines = [
         f"dataset {manifest.name} in {path}: {counts.users:,} users, {counts.items:,} items, "
-        f"split {manifest.protocol.name} (seed {manifest.protocol.seed})",
-        f"interactions: {counts.train:,} train, {counts.validation:,} validation, {counts.test:,} test",
-        f"records: {records.read:,} read, {_tally(records.rejected, 'rejected')}, {_tally(records.filtered, 'left out')}, "
-        f"{records.kept:,} kept",
+        f"split {protocol.name} (seed {protocol.seed})",
+        _interactions(counts),
+        *_records(manifest.records, manifest.rejected_side_information),
     ]
-    if manifest.rejected_side_information:
-        lines.append(f"side information: {_tally(manifest.rejected_side_information, 'records rejected')}")
-    table = Table("side", "feature", "kind", "size", "missing", title=None, box=None, pad_edge=False)
-    for side in ("users", "items"):
+    table = _figures("side", "feature", "kind", "size", "present", "share", "unknown values", words=3)
+    for side in SIDES:
+        count = counts.users if side == "users" else counts.items
         for spec in manifest.features(side):
-            table.add_row(side, spec.name, spec.kind, f"{spec.size:,}", f"{spec.missing:,}")
-    parts: list[Any] = [Text(line) for line in lines]
-    return Group(*parts, table) if manifest.user_features or manifest.item_features else Group(*parts)
+            table.add_row(side, spec.name, *_modality_cells(modality(spec, count - spec.missing, count)))
+    parts: list[RenderableType] = [Text(line) for line in lines]
+    return Group(*parts, table) if table.row_count else Group(*parts)
+
+
+def description_table(description: Description) -> Group:
+    """Everything that is told of a dataset, for a terminal of 100 columns; `describe` says what each figure counts."""
+    protocol, density = description.protocol, description.density
+    asked = "" if protocol.name in WITHOUT_SHARES else f", {protocol.validation:g} validation, {protocol.test:g} test"
+    extends = f"; extends {description.extends[:12]}" if description.extends else ""
+    lines = [
+        f"digest {description.digest[:12]}, format {description.format_version}, made by sibra-dist "
+        f"{description.package_version}{extends}",
+        f"split {protocol.name} (seed {protocol.seed}{asked})",
+        f"{description.counts.users:,} users, {description.counts.items:,} items",
+        _interactions(description.counts),
+        f"density: {_significant(density.train)} of all pairs of a user and an item are in training, "
+        f"{_significant(density.all)} in any split",
+        *_columns(description),
+        *_records(description.records, description.rejected_side_information),
+    ]
+    tables = (
+        _cold(description),
+        _held_out(description),
+        _histories(description),
+        _popularity(description),
+        _modalities(description),
+        _files(description),
+    )
+    # A path stays in one line, to be copied; all else is broken between words where the terminal ends.
+    parts: list[RenderableType] = [Text(f"dataset {description.name} in {description.place}")]
+    parts += [Text(line, no_wrap=False, overflow="fold") for line in lines]
+    return Group(*parts, *[part for table in tables for part in (Text(), table)])
 
 
 def training_summary(run: RunFolder) -> Text:
@@ -114,3 +151,117 @@ def _short(value: Any) -> str:
 def _tally(counts: dict[str, int], what: str) -> str:
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if count)
     return f"{sum(counts.values()):,} {what}" + (f" ({reasons})" if reasons else "")
+
+
+def _figures(*headings: str, words: int = 1) -> Table:
+    """A table with so many columns of words and then figures, of which none is ever cut off."""
+    columns = [Column(text, overflow="fold", justify="left" if n < words else "right") for n, text in enumerate(headings)]
+    return Table(*columns, box=None, pad_edge=False)
+
+
+def _interactions(counts: Counts) -> str:
+    splits = {"train": counts.train, "validation": counts.validation, "test": counts.test}
+    total = sum(splits.values())
+    told = (f"{count:,} {split} ({_percent(share_of(count, total))})" for split, count in splits.items())
+    return f"interactions: {', '.join(told)}"
+
+
+def _records(records: Records, side_information: dict[str, int]) -> list[str]:
+    told = f"{_tally(records.rejected, 'rejected')}, {_tally(records.filtered, 'left out')}"
+    lines = [f"records: {records.read:,} read, {told}, {records.kept:,} kept"]
+    return [*lines, f"side information: {_tally(side_information, 'records rejected')}"] if side_information else lines
+
+
+def _sides(description: Description) -> tuple[tuple[Side, EntitiesDescription], ...]:
+    return ("users", description.users), ("items", description.items)
+
+
+def _columns(description: Description) -> list[str]:
+    """What training interactions tell besides user and item."""
+    weights, times = description.weights, description.times
+    lines = [f"weights: {weights.min:g} to {weights.max:g}, mean {weights.mean:g}"] if weights else []
+    return [*lines, f"times: from {times.earliest} to {times.latest}"] if times else lines
+
+
+def _cold(description: Description) -> Table:
+    headings = ("cold", "share", "first in validation", "first in test", "others", "no modality", "share")
+    table = _figures("cold (no history)", *headings)
+    for side, entities in _sides(description):
+        cold, without = entities.cold, entities.without_modality
+        figures = (f"{count:,}" for count in (cold.validation, cold.test, cold.others, without.count))
+        table.add_row(side, f"{cold.count:,}", _percent(cold.share), *figures, _percent(without.share))
+    return table
+
+
+def _held_out(description: Description) -> Table:
+    table = _figures("held out", "users", "candidates", "interactions", "warm", "cold item", "cold user", "both cold")
+    for split, held in description.held_out.items():
+        parts = (held.warm, held.cold_item, held.cold_user, held.cold_both)
+        table.add_row(split, *(f"{count:,}" for count in (held.users, held.candidates, held.interactions, *parts)))
+    return table
+
+
+def _histories(description: Description) -> Table:
+    percentiles = [f"p{percent}" for percent in PERCENTILES]
+    table = _figures("history lengths", "with one", "min", *percentiles, "max", "mean")
+    for side, entities in _sides(description):
+        if (lengths := entities.history_lengths) is not None:
+            names = ("entities", "min", *percentiles, "max")
+            table.add_row(side, *(f"{getattr(lengths, name):,}" for name in names), f"{lengths.mean:,.1f}")
+    return table
+
+
+def _popularity(description: Description) -> Table:
+    table = _figures("items by popularity", "items", "share of training interactions")
+    if (found := description.popularity) is not None:
+        for name, head in (("top 1 %", found.top_1_percent), ("top 20 %", found.top_20_percent)):
+            table.add_row(name, f"{head.items:,}", _percent(head.share))
+        table.add_row("all with a history", f"{found.items:,}", _percent(1.0))
+    return table
+
+
+def _modalities(description: Description) -> Table:
+    table = _figures("side", "modality", "kind", "size", "present", "share", "of the cold", "unknown values", words=3)
+    for side, entities in _sides(description):
+        for name, found in entities.modalities.items():
+            *cells, unknown = _modality_cells(found)
+            table.add_row(side, name, *cells, _percent(found.share_of_cold), unknown)
+    return table
+
+
+def _modality_cells(found: Modality) -> tuple[str, ...]:
+    """Kind, size, how many have it, their share, and what became of values without a code of their own."""
+    unknown = "-" if found.unknown is None else f"{found.unknown:,} ({'code 0' if found.unknown_code else 'no code'})"
+    return found.kind, f"{found.size:,}", f"{found.present:,}", _percent(found.share), unknown
+
+
+def _files(description: Description) -> Table:
+    storage = description.storage
+    table = _figures("table", "rows", "on disk", "shards", "smallest", "largest")
+    for name, size in storage.tables.items():
+        sizes = (_bytes(size.smallest_shard), _bytes(size.largest_shard))
+        table.add_row(name, f"{size.rows:,}", _bytes(size.bytes), f"{size.shards:,}", *sizes)
+    table.add_row("all", "", _bytes(storage.bytes), f"{storage.shards:,}", "", "")
+    return table
+
+
+def _percent(share: float | None) -> str:
+    """Never 0 % of something, nor 100 % of less than all."""
+    if share is None:
+        return "-"
+    if 0 < share < 0.001:
+        return "<0.1 %"
+    return ">99.9 %" if 0.999 < share < 1 else f"{share:.1%}".replace("%", " %")
+
+
+def _significant(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.3g} %"
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.1f} {unit}" if size < 100 and unit != "B" else f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:,.1f} TiB"

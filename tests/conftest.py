@@ -1,10 +1,15 @@
 """What tests of several rooms share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.object_store import ObjectStore
 
 # The same examples in every run, so that a failure belongs to the change under test; and no limit to the time of one:
 # a busy machine is no defect.
@@ -28,6 +33,26 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("no real data: set SIBRA_TEST_DATA to the folder that holds it")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def object_store() -> "Iterator[ObjectStore]":
+    """An S3-compatible server on this machine."""
+    from tests.object_store import ObjectStore  # here, because tests of other things need not load what it needs
+
+    with ObjectStore() as store:
+        yield store
+
+
+@pytest.fixture
+def s3(object_store: "ObjectStore", monkeypatch: pytest.MonkeyPatch) -> "Iterator[str]":
+    """The URI of a fresh bucket, which the environment says how to reach."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in object_store.environment.items():
+        monkeypatch.setenv(name, value)
+    yield f"s3://{object_store.new_bucket()}"
+    object_store.answer = None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

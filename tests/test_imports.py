@@ -19,13 +19,15 @@ ROOMS = {
     "errors": (),
     "losses": (),
     "data": (),
-    "etl": ("data.manifest",),
+    "etl": ("data.manifest", "data.storage"),
     "models": ("data", "losses"),
     "evaluation": ("models", "data"),
     "training": ("evaluation", "models", "losses", "data"),
-    "report": ("training", "evaluation", "data"),
+    "description": ("data",),
+    "describe": ("description", "data"),
+    "report": ("training", "evaluation", "data", "describe", "description"),
     "terminal": ("training", "data"),
-    "cli": ("terminal", "etl", "data", "training", "evaluation", "report"),
+    "cli": ("terminal", "etl", "data", "training", "evaluation", "describe", "report"),
 }
 ENGINES = {
     "pyspark": ("etl",),

@@ -13,7 +13,13 @@ from sibra_dist import terminal
 from sibra_dist.config import to_yaml, validate
 from sibra_dist.data.manifest import Manifest, Records
 from sibra_dist.errors import CheckpointError
-from sibra_dist.report import comparison_table, dataset_table, evaluation_table, training_summary, trials_table
+from sibra_dist.report import (
+    comparison_table,
+    dataset_table,
+    evaluation_table,
+    training_summary,
+    trials_table,
+)
 from sibra_dist.terminal import duration, progress_bar, stages
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.loop import Progress
@@ -59,16 +65,22 @@ def test_a_dataset_is_told_with_what_became_of_its_records(tmp_path: Path) -> No
     lines = shown(dataset_table(manifest, Path("data/planted")))
     assert lines[:4] == [
         "dataset planted in data/planted: 1,200 users, 60 items, split cold_item (seed 0)",
-        f"interactions: {counts.train:,} train, {counts.validation:,} validation, {counts.test:,} test",
+        f"interactions: {counts.train:,} train ({counts.train / 12000:.1%}), {counts.validation:,} validation "
+        f"({counts.validation / 12000:.1%}), {counts.test:,} test ({counts.test / 12000:.1%})".replace("%", " %"),
         "records: 12,345 read, 3 rejected (2 no user id, 1 no item id), 342 left out (342 min_rating), 12,000 kept",
         "side information: 4 records rejected (1 duplicate id, 3 unknown id)",
     ]
     assert cells(lines[4:]) == [
-        ["side", "feature", "kind", "size", "missing"],
-        ["users", "club", "category", "4", "172"],
-        ["items", "tags", "tags", "5", "12"],
-        ["items", "cover", "vector", "6", "10"],
+        "side feature kind size present share unknown values".split(),
+        "users club category 4 1,028 85.7 % 0 (no code)".split(),
+        "items tags tags 5 48 80.0 % 0 (no code)".split(),
+        "items cover vector 6 50 83.3 % -".split(),
     ]
+
+
+def test_a_dataset_is_told_by_the_place_that_was_asked_for(tmp_path: Path) -> None:
+    manifest = Manifest.read(write_planted(tmp_path / "dataset"))
+    assert shown(dataset_table(manifest, "s3://bucket/a"))[0].startswith("dataset planted in s3://bucket/a: 60 users, ")
 
 
 def test_a_dataset_without_features_has_no_table_of_them(tmp_path: Path) -> None:
@@ -161,7 +173,7 @@ def test_runs_that_cannot_be_compared_are_told(tmp_path: Path) -> None:
 def test_trials_are_listed_with_what_was_searched() -> None:
     search = {"training.learning_rate": {"log_uniform": [1e-4, 1e-2]}, "model.type": {"choice": ["pop", "random"]}}
     values = {"dataset": "somewhere", "model": {"type": "pop"}, "tune": {"search": search}}
-    trials = [
+    trials: list[dict[str, Any]] = [
         {"name": "b", "value": 0.5, "epochs": 3, "settings": {"training.learning_rate": 0.00123456, "model.type": "pop"}},
         {"name": "a", "value": None, "epochs": 0, "settings": {"training.learning_rate": 0.01, "model.type": "random"}},
     ]

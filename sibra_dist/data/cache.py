@@ -7,7 +7,8 @@
     <cache>/<the same>.checked.json   which files were verified, by size and modification time
 
 A checksum costs a full read, so a file is read again only when its size or modification time has changed since it was
-last found whole. That holds for the dataset's shards and for the cache's own arrays alike.
+last found whole. That holds for the dataset's shards, wherever they lie, and for the cache's own arrays alike. What is
+decoded is decoded from the very bytes that were checked, so a shard in an object store is downloaded once.
 """
 
 import json
@@ -15,23 +16,32 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from filelock import FileLock
 from torch import Tensor
 
-from sibra_dist.data.manifest import Manifest, sha256_of, verify_shard, write_atomically
+from sibra_dist.data.manifest import REMEDY, Manifest, Shard, read_shard, read_verified_shard, sha256_of, verify_shard
+from sibra_dist.data.storage import Place, write_atomically
 from sibra_dist.errors import DatasetError
 
 CONTENTS = "arrays.json"
-LAYOUT = 1
+LAYOUT = 2
 """Raised when the arrays of a dataset change, so that no version reads those of another."""
+ASKED_AT_ONCE = 16
+"""Shards whose size and modification time are asked for at a time: an object store takes its time over each."""
 Arrays = dict[str, Tensor]
+Status = tuple[int, int]
+ReadColumns = Callable[[Shard, Sequence[str]], pa.Table]
+Decode = Callable[[Manifest, ReadColumns, "ArrayWriter"], None]
 
 
 def default_cache() -> Path:
@@ -79,17 +89,25 @@ class ArrayWriter:
         for name, file in self._files.items():
             file.flush()
             os.fsync(file.fileno())
-            file.close()
             path = self._folder / _file_name(name)
             dtype, shape = self._about[name]
             contents[name] = {"dtype": dtype, "shape": shape, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
         write_atomically(self._folder / CONTENTS, json.dumps(contents).encode())
 
+    def close(self) -> None:
+        """Close every file."""
+        for file in self._files.values():
+            file.close()
 
-def cached_arrays(
-    dataset: Path, manifest: Manifest, cache: Path | None, decode: Callable[[Path, Manifest, ArrayWriter], None]
-) -> Arrays:
+
+def cached_arrays(place: Place, manifest: Manifest, cache: Path | None, decode: Decode) -> Arrays:
     """The arrays of a dataset, memory-mapped, private to this process when written to.
+
+    Args:
+        place: where the dataset lies.
+        manifest: its manifest.
+        cache: the cache folder; by default `default_cache()`.
+        decode: turns the columns of shards, which it is given a way to read, into arrays.
 
     Raises:
         DatasetError: a shard is damaged, or the cache cannot be written.
@@ -100,14 +118,13 @@ def cached_arrays(
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             checked = _Checked(folder.with_suffix(".checked.json"))
-            for shard in manifest.all_shards():
-                if not checked.unchanged(dataset / shard.path, shard.bytes):
-                    verify_shard(dataset, shard)
-                    checked.remember(dataset / shard.path)
+            shards = _Shards(place, manifest, checked)
             if not _is_whole(folder, checked):
-                _build(dataset, manifest, folder, decode)
-                for name in _contents(folder):
-                    checked.remember(folder / _file_name(name))
+                _build(manifest, folder, decode, shards.read)
+                cached = Place.at(folder)
+                for name in map(_file_name, _contents(folder)):
+                    checked.remember(f"{cached / name}", cached.status(name))
+            shards.verify_others()
             checked.save()
             return {name: _map(folder / _file_name(name), about) for name, about in _contents(folder).items()}
     except OSError as error:
@@ -116,12 +133,48 @@ def cached_arrays(
         ) from error
 
 
-def _build(dataset: Path, manifest: Manifest, folder: Path, decode: Callable[[Path, Manifest, ArrayWriter], None]) -> None:
+class _Shards:
+    """The shards of a dataset, of which those are checked that may have changed since they were last found whole."""
+
+    def __init__(self, place: Place, manifest: Manifest, checked: "_Checked") -> None:
+        self._place = place
+        self._checked = checked
+        shards = list(manifest.all_shards())
+        try:
+            with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+                statuses = list(pool.map(place.status, [shard.path for shard in shards]))
+        except OSError as error:
+            raise DatasetError(f"{error.filename} cannot be read: {error.strerror}. {REMEDY}") from error
+        self._unsure = {
+            shard.path: (shard, status)
+            for shard, status in zip(shards, statuses, strict=True)
+            if not checked.unchanged(f"{place / shard.path}", status, shard.bytes)
+        }
+
+    def read(self, shard: Shard, columns: Sequence[str]) -> pa.Table:
+        if shard.path not in self._unsure:
+            return read_shard(self._place, shard, columns)
+        table = read_verified_shard(self._place, shard, columns)
+        self._now_sure(shard)
+        return table
+
+    def verify_others(self) -> None:
+        for shard, _ in list(self._unsure.values()):
+            verify_shard(self._place, shard)
+            self._now_sure(shard)
+
+    def _now_sure(self, shard: Shard) -> None:
+        # The status from before the reading: what was altered meanwhile has another one by now.
+        _, status = self._unsure.pop(shard.path)
+        self._checked.remember(f"{self._place / shard.path}", status)
+
+
+def _build(manifest: Manifest, folder: Path, decode: Decode, read: ReadColumns) -> None:
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        writer = ArrayWriter(aside)
-        decode(dataset, manifest, writer)
-        writer.finish()
+        with closing(ArrayWriter(aside)) as writer:
+            decode(manifest, read, writer)
+            writer.finish()
         # A process that mapped a damaged folder before keeps its pages: the files are unlinked, not overwritten.
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
@@ -134,12 +187,14 @@ def _is_whole(folder: Path, checked: "_Checked") -> bool:
         contents = _contents(folder)
     except (OSError, ValueError):
         return False
+    place = Place.at(folder)
     for name, about in contents.items():
-        path = folder / _file_name(name)
-        if not checked.unchanged(path, about["bytes"]):
-            if not path.is_file() or path.stat().st_size != about["bytes"] or sha256_of(path) != about["sha256"]:
+        file = _file_name(name)
+        status = place.status(file)
+        if not checked.unchanged(f"{place / file}", status, about["bytes"]):
+            if status is None or status[0] != about["bytes"] or sha256_of(folder / file) != about["sha256"]:
                 return False
-            checked.remember(path)
+            checked.remember(f"{place / file}", status)
     return True
 
 
@@ -172,17 +227,13 @@ class _Checked:
             self._seen = {}
         self._changed = False
 
-    def unchanged(self, path: Path, size: int) -> bool:
-        try:
-            status = path.stat()
-        except OSError:
-            return False
-        return status.st_size == size and self._seen.get(str(path.resolve())) == [status.st_size, status.st_mtime_ns]
+    def unchanged(self, uri: str, status: Status | None, size: int) -> bool:
+        return status is not None and status[0] == size and self._seen.get(uri) == list(status)
 
-    def remember(self, path: Path) -> None:
-        status = path.stat()
-        self._seen[str(path.resolve())] = [status.st_size, status.st_mtime_ns]
-        self._changed = True
+    def remember(self, uri: str, status: Status | None) -> None:
+        if status is not None:
+            self._seen[uri] = list(status)
+            self._changed = True
 
     def save(self) -> None:
         if self._changed:

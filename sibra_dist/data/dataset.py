@@ -1,11 +1,10 @@
 """Opens a prepared dataset as tensors that are memory-mapped from a cache on this node.
 
 The first process of a node that opens a dataset verifies its shards and decodes them, once, into flat arrays; every
-other process, and every later run, maps those arrays. So ranks of one node share one copy in the page cache, and a
-dataset larger than a rank's memory can be opened.
+other process, and every later run, maps those arrays. So ranks of one node share one copy in the page cache, a dataset
+larger than a rank's memory can be opened, and one in an object store is downloaded once a node.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,14 +13,16 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from sibra_dist.data.cache import Arrays, ArrayWriter, cached_arrays
-from sibra_dist.data.manifest import FeatureSpec, Manifest, Shard, Side
+from sibra_dist.data.cache import Arrays, ArrayWriter, ReadColumns, cached_arrays
+from sibra_dist.data.manifest import SIDES, FeatureSpec, Manifest, Side, read_shard
+from sibra_dist.data.storage import Place
+from sibra_dist.errors import DatasetError
 
 SPLITS = ("train", "validation", "test")
+DTYPES = {"weights": np.float32, "times": np.int64}
 HeldOut = Literal["validation", "test"]
 
 
@@ -84,13 +85,17 @@ class Entities:
     histories: Csr
     """training interactions: columns are entities of the other side"""
     features: dict[str, Feature]
+    weights: Tensor | None = None
+    """float32 [nnz]: of each entry of `histories`, if the dataset has weights"""
+    times: Tensor | None = None
+    """int64 [nnz]: when, in milliseconds since 1970, for each entry of the users' `histories`, if the dataset has times"""
 
 
 @dataclass(frozen=True)
 class Dataset:
     """A prepared dataset; see `sibra_dist.data.manifest` for what is on disk."""
 
-    path: Path
+    place: Place
     manifest: Manifest
     users: Entities
     items: Entities
@@ -103,7 +108,7 @@ class Dataset:
         return torch.nonzero(self.items.split == 0).flatten()
 
     def candidates(self, split: HeldOut) -> Tensor:
-        """Items that are ranked in a split, int64 ascending: all, or in item cold start the split's own."""
+        """Items that are ranked in a split, int64 ascending: all, or where items are split the split's own."""
         if self.manifest.protocol.cold_items:
             return torch.nonzero(self.items.split == SPLITS.index(split)).flatten()
         return torch.arange(self.items.count)
@@ -129,26 +134,25 @@ class Dataset:
 
     def ids(self, side: Side) -> pa.ChunkedArray:
         """The external ids, in index order; read from the shards, so not for inner loops."""
-        return pa.chunked_array(
-            [_read(self.path, shard, ["id"])["id"].combine_chunks() for shard in self.manifest.shards[side]], pa.string()
-        )
+        shards = self.manifest.shards[side]
+        return pa.chunked_array([read_shard(self.place, shard, ["id"])["id"].combine_chunks() for shard in shards], pa.string())
 
 
-def open_dataset(path: str | Path, cache: Path | None = None) -> Dataset:
-    """Open the dataset in folder `path`.
+def open_dataset(place: str | Path | Place, cache: Path | None = None) -> Dataset:
+    """Open the dataset in folder `place`.
 
     Args:
-        path: the dataset folder.
+        place: the dataset folder: a path, or a URI such as `s3://bucket/folder`.
         cache: where decoded arrays are kept; by default `sibra_dist.data.cache.default_cache()`.
 
     Raises:
         DatasetError: no dataset is there, it is damaged, or a newer version wrote it.
     """
-    path = Path(path)
-    manifest = Manifest.read(path)
-    arrays = cached_arrays(path, manifest, cache, _decode)
+    place = Place.at(place)
+    manifest = Manifest.read(place)
+    arrays = cached_arrays(place, manifest, cache, _decode)
     return Dataset(
-        path=path,
+        place=place,
         manifest=manifest,
         users=_entities(manifest, arrays, "users", manifest.counts.users),
         items=_entities(manifest, arrays, "items", manifest.counts.items),
@@ -174,26 +178,47 @@ def _entities(manifest: Manifest, arrays: Arrays, side: Side, count: int) -> Ent
         name = f"{side}/{spec.name}"
         values = _csr(arrays, name) if spec.kind == "tags" else arrays[f"{name}/values"]
         features[spec.name] = Feature(spec, arrays[f"{name}/present"], values)
-    return Entities(count, arrays[f"{side}/split"], _csr(arrays, f"histories/{side}"), features)
+    return Entities(
+        count=count,
+        split=arrays[f"{side}/split"],
+        histories=_csr(arrays, f"histories/{side}"),
+        features=features,
+        weights=arrays.get(f"histories/{side}/weights"),
+        times=arrays.get(f"histories/{side}/times"),
+    )
 
 
-def _decode(path: Path, manifest: Manifest, arrays: ArrayWriter) -> None:
-    for side in ("users", "items"):
+def _decode(manifest: Manifest, read: ReadColumns, arrays: ArrayWriter) -> None:
+    for side in SIDES:
         specs = manifest.features(side)
         for shard in manifest.shards[side]:
-            table = _read(path, shard, ["split", *(spec.name for spec in specs)])
+            table = read(shard, ["split", *(spec.name for spec in specs)])
             codes = pa.compute.index_in(table["split"], pa.array(SPLITS)).to_numpy()
             arrays.append(f"{side}/split", codes.astype(np.int8))
             for spec in specs:
                 _append_feature(arrays, f"{side}/{spec.name}", spec, table[spec.name].combine_chunks())
-        other = "items" if side == "users" else "users"
-        for shard in manifest.shards[f"histories/{side}"]:
-            _append_lists(arrays, f"histories/{side}", _read(path, shard, [other])[other].combine_chunks())
+        _decode_histories(manifest, read, arrays, side)
     for split in ("validation", "test"):
         for shard in manifest.shards[f"held_out/{split}"]:
-            table = _read(path, shard, ["index", "items"])
+            table = read(shard, ["index", "items"])
             arrays.append(f"held_out/{split}/index", table["index"].to_numpy().astype(np.int32))
             _append_lists(arrays, f"held_out/{split}", table["items"].combine_chunks())
+
+
+def _decode_histories(manifest: Manifest, read: ReadColumns, arrays: ArrayWriter, side: Side) -> None:
+    name, other = f"histories/{side}", "items" if side == "users" else "users"
+    beside = [column for column in manifest.interaction_columns if side == "users" or column == "weights"]
+    for shard in manifest.shards[name]:
+        table = read(shard, [other, *beside])
+        lists = table[other].combine_chunks()
+        _append_lists(arrays, name, lists)
+        for column in beside:
+            values = table[column].combine_chunks()
+            if values.value_lengths().fill_null(0) != lists.value_lengths().fill_null(0) or values.flatten().null_count:
+                raise DatasetError(
+                    f"{shard.path} is damaged: {column} are not one for each of {other}. Prepare the dataset again"
+                )
+            arrays.append(f"{name}/{column}", values.flatten().to_numpy().astype(DTYPES[column]))
 
 
 def _append_feature(arrays: ArrayWriter, name: str, spec: FeatureSpec, column: pa.Array) -> None:
@@ -213,7 +238,3 @@ def _append_lists(arrays: ArrayWriter, name: str, column: pa.Array) -> None:
     lengths = pa.compute.list_value_length(column).fill_null(0).to_numpy().astype(np.int64)
     arrays.append_lengths(f"{name}/indptr", lengths)
     arrays.append(f"{name}/indices", column.flatten().to_numpy().astype(np.int32))
-
-
-def _read(path: Path, shard: Shard, columns: Sequence[str]) -> pa.Table:
-    return pq.read_table(path / shard.path, columns=list(columns))

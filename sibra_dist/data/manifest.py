@@ -1,29 +1,38 @@
 """The contract between the two engines: what a dataset folder holds, and how to tell that it is whole.
 
     <dataset>/
-      manifest.json                     written last, atomically; a folder without it is not a dataset
-      users/part-00000.parquet          index int32, id string, split string, then one column a feature
-      items/part-00000.parquet          the same
-      histories/users/part-*.parquet    index int32, items list<int32>: training interactions only, null where there are none
-      histories/items/part-*.parquet    index int32, users list<int32>: the same pairs, transposed
-      held_out/validation/part-*        index int32 (user), items list<int32>: users that hold something out
-      held_out/test/part-*
+      manifest.json                     written last, whole; a folder without it is not a dataset
+      users/part-*.parquet              index int32, id string, split string, then one column a feature
+      items/part-*.parquet              the same
+      histories/users/part-*.parquet    index int32, items list<int32> [, weights list<float32>] [, times list<int64>]:
+                                        training interactions only, null where there are none
+      histories/items/part-*.parquet    index int32, users list<int32> [, weights list<float32>]: the same pairs, transposed
+      held_out/<split>/part-*           index int32 (user), items list<int32>: users that hold something out
       rejected/part-*                   every input record that was not used: file, reason, record
+      fitted/<side>/<feature>/part-*    what was fitted to encode a feature made from text
 
 Rows are sorted by `index`. In `users`, `items` and `histories` every index from 0 to n-1 has one row, so a shard is a
-block of CSR rows. Lists are sorted. A missing modality is a Parquet null, nothing else.
+block of CSR rows. Lists are sorted; weights, and times in milliseconds since 1970, stand in the order of the list beside
+them. A missing modality is a Parquet null, nothing else.
+
+A shard is named by its number and its content: `part-00000-9f86d081.parquet` ends in the first 8 hexadecimal digits of its
+SHA-256. So a new shard never takes the place of another, and a dataset is replaced by replacing its manifest, in one step
+that readers see whole: on a disk and in an object store alike, and without renaming a folder.
 """
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from sibra_dist.config import Config
+from sibra_dist.data.storage import Place
 from sibra_dist.errors import DatasetError
 
 FORMAT_VERSION = 1
@@ -32,7 +41,12 @@ MANIFEST = "manifest.json"
 Side = Literal["users", "items"]
 FeatureKind = Literal["category", "tags", "numeric", "vector"]
 SplitName = Literal["train", "validation", "test"]
+InteractionColumn = Literal["weights", "times"]
+SIDES: tuple[Side, ...] = ("users", "items")
 TABLES = ("users", "items", "histories/users", "histories/items", "held_out/validation", "held_out/test", "rejected")
+FITTED = "fitted"
+CHUNK_BYTES = 1 << 20
+REMEDY = "Copy the dataset again or prepare it again"
 
 
 class Shard(Config):
@@ -52,8 +66,9 @@ class FeatureSpec(Config):
     kind: FeatureKind
     size: int
     """category, tags: the number of codes; numeric, vector: the length of the list."""
-    vocabulary: tuple[str, ...] | None = None
-    """category, tags: the value of each code, in code order."""
+    vocabulary: tuple[str | None, ...] | None = None
+    """category, tags: the value of each code, in code order. Code 0 may be null: it stands for every value that a limit of the
+    vocabulary cut off, and for those that the training entities never showed."""
     offset: tuple[float, ...] | None = None
     """numeric: what was subtracted from each element ..."""
     scale: tuple[float, ...] | None = None
@@ -61,7 +76,16 @@ class FeatureSpec(Config):
     missing: int
     """Entities without the feature."""
     unknown: int = 0
-    """category, tags: values met that the training entities never showed, so that no code stands for them."""
+    """category, tags: values met that no code of their own stands for."""
+    encoder: dict[str, Any] | None = None
+    """vector made from text: the configuration of what encoded it."""
+
+    @field_validator("vocabulary")
+    @classmethod
+    def _null_comes_first(cls, vocabulary: tuple[str | None, ...] | None) -> tuple[str | None, ...] | None:
+        if vocabulary and None in vocabulary[1:]:
+            raise ValueError("only code 0 may stand for the values that are out of the vocabulary")
+        return vocabulary
 
 
 class Protocol(Config):
@@ -76,6 +100,11 @@ class Protocol(Config):
     def cold_items(self) -> bool:
         """Whether items are split, so that a held-out split ranks its own items only."""
         return self.name in {"cold_item", "cold_both"}
+
+    @property
+    def cold_users(self) -> bool:
+        """Whether users are split, so that those of a held-out split have no history."""
+        return self.name in {"cold_user", "cold_both"}
 
 
 class Counts(Config):
@@ -121,20 +150,37 @@ class Manifest(Config):
     """By reason: records of feature tables that were not used; each is kept in `rejected/`."""
     user_features: tuple[FeatureSpec, ...]
     item_features: tuple[FeatureSpec, ...]
+    interaction_columns: tuple[InteractionColumn, ...] = ()
+    """What the histories say of each interaction: `weights` of users and of items, `times` of users only."""
     shards: dict[str, tuple[Shard, ...]]
-    """By table, in index order; every name in `TABLES` is there."""
+    """By table, in index order; every name in `TABLES` is there, and besides them only `fitted/<side>/<feature>`."""
+    extends: str | None = None
+    """Digest of the dataset whose indices this one continues."""
     config: dict[str, Any]
     sources: tuple[Source, ...]
+
+    @model_validator(mode="after")
+    def _tables_are_known(self) -> Self:
+        if absent := [table for table in TABLES if table not in self.shards]:
+            raise ValueError(f"it lists no shards of {', '.join(absent)}")
+        fitted = [f"{FITTED}/{side}/{spec.name}" for side in SIDES for spec in self.features(side)]
+        if unknown := [table for table in self.shards if table not in (*TABLES, *fitted)]:
+            raise ValueError(f"it lists shards of {', '.join(unknown)}, which is no table of a dataset")
+        return self
 
     @property
     def digest(self) -> str:
         """What the dataset says, as 64 hexadecimal digits: equal for equal bytes, wherever and however they were made."""
+        # Without what has its default, so that a field that is new one day alters no digest of today.
         said = {
             "protocol": self.protocol.model_dump(),
             "counts": self.counts.model_dump(),
-            "user_features": [spec.model_dump(mode="json") for spec in self.user_features],
-            "item_features": [spec.model_dump(mode="json") for spec in self.item_features],
-            "shards": {table: [shard.sha256 for shard in self.shards[table]] for table in TABLES if table != "rejected"},
+            "user_features": [spec.model_dump(mode="json", exclude_defaults=True) for spec in self.user_features],
+            "item_features": [spec.model_dump(mode="json", exclude_defaults=True) for spec in self.item_features],
+            "interaction_columns": self.interaction_columns,
+            "shards": {
+                table: [shard.sha256 for shard in shards] for table, shards in self.shards.items() if table != "rejected"
+            },
         }
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
@@ -144,25 +190,26 @@ class Manifest(Config):
 
     def all_shards(self) -> Iterator[Shard]:
         """Every shard of every table."""
-        for table in TABLES:
+        for table in (*TABLES, *sorted(self.shards.keys() - set(TABLES))):
             yield from self.shards[table]
 
     @classmethod
-    def read(cls, dataset: Path) -> Self:
-        """The manifest of the dataset in folder `dataset`.
+    def read(cls, place: str | Path | Place) -> Self:
+        """The manifest of the dataset in folder `place`.
 
         Raises:
             DatasetError: there is none, it cannot be understood, or a newer version wrote it.
         """
+        dataset = Place.at(place)
         path = dataset / MANIFEST
         try:
-            text = path.read_text(encoding="utf-8")
-        except (FileNotFoundError, NotADirectoryError) as error:
+            text = dataset.read(MANIFEST).decode()
+        except FileNotFoundError as error:
             raise DatasetError(
                 f"{dataset} is not a dataset: it has no {MANIFEST}. Make one: sibra-dist prepare CONFIG.yaml --to {dataset}"
             ) from error
         except (OSError, UnicodeDecodeError) as error:
-            raise DatasetError(f"{path} cannot be read: {error}") from error
+            raise DatasetError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from error
         try:
             values = json.loads(text)
             version = values["format_version"]
@@ -173,40 +220,59 @@ class Manifest(Config):
                 f"{path} has format version {version}, but this sibra-dist reads up to {FORMAT_VERSION}. Install a newer one"
             )
         try:
-            manifest = cls.model_validate(values)
+            return cls.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            raise DatasetError(
-                f"{path} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}. Prepare the dataset again"
-            ) from error
-        absent = [table for table in TABLES if table not in manifest.shards]
-        if absent:
-            raise DatasetError(f"{path} is damaged: it lists no shards of {', '.join(absent)}. Prepare the dataset again")
-        return manifest
+            said = ": ".join([*filter(None, [".".join(map(str, first["loc"]))]), first["msg"].removeprefix("Value error, ")])
+            raise DatasetError(f"{path} is damaged: {said}. Prepare the dataset again") from error
 
-    def write(self, dataset: Path) -> None:
-        """Publish the manifest in folder `dataset`, whole or not at all."""
-        write_atomically(
-            dataset / MANIFEST, json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False).encode() + b"\n"
-        )
+    def write(self, place: str | Path | Place) -> None:
+        """Publish the manifest in folder `place`, whole or not at all.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        content = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False).encode() + b"\n"
+        Place.at(place).write(MANIFEST, content)
 
 
-def verify_shard(dataset: Path, shard: Shard) -> None:
-    """Check that a shard is there, whole and unaltered.
+def verify_shard(place: str | Path | Place, shard: Shard) -> None:
+    """Check that a shard is there, whole and unaltered; it is read once.
 
     Raises:
         DatasetError: it is not, and how.
     """
-    path = dataset / shard.path
-    remedy = "Copy the dataset again or prepare it again"
-    try:
-        size = path.stat().st_size
-        if size != shard.bytes:
-            raise DatasetError(f"{path} is damaged: {size} bytes where the manifest says {shard.bytes}. {remedy}")
-        if sha256_of(path) != shard.sha256:
-            raise DatasetError(f"{path} is damaged: its content is not what the manifest's checksum says. {remedy}")
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror}. {remedy}") from error
+    dataset = Place.at(place)
+    size, content = 0, hashlib.sha256()
+    with _readable(dataset, shard), dataset.stream(shard.path) as file:
+        while piece := file.read(CHUNK_BYTES):
+            size += len(piece)
+            content.update(piece)
+    _compare(dataset, shard, size, content.hexdigest())
+
+
+def read_shard(place: str | Path | Place, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a shard, or some of its columns: no more is read than they need, so its checksum is not looked at.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
+    dataset = Place.at(place)
+    with _readable(dataset, shard), dataset.open(shard.path) as file:
+        return pq.ParquetFile(file).read(columns)
+
+
+def read_verified_shard(place: str | Path | Place, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a shard, or some of its columns, out of the very bytes that were found to have its checksum.
+
+    Raises:
+        DatasetError: it is not there, or not whole, or altered.
+    """
+    dataset = Place.at(place)
+    with _readable(dataset, shard):
+        content = dataset.read(shard.path)
+        _compare(dataset, shard, len(content), hashlib.sha256(content).hexdigest())
+        return pq.ParquetFile(pa.BufferReader(content)).read(columns)
 
 
 def sha256_of(path: Path) -> str:
@@ -215,14 +281,20 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a reader sees the old file or the whole new one, even after a power cut."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+def _compare(dataset: Place, shard: Shard, size: int, sha256: str) -> None:
+    path = dataset / shard.path
+    if size != shard.bytes:
+        raise DatasetError(f"{path} is damaged: {size} bytes where the manifest says {shard.bytes}. {REMEDY}")
+    if sha256 != shard.sha256:
+        raise DatasetError(f"{path} is damaged: its content is not what the manifest's checksum says. {REMEDY}")
+
+
+@contextmanager
+def _readable(dataset: Place, shard: Shard) -> Iterator[None]:
+    path = dataset / shard.path
     try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror or error}. {REMEDY}") from error
+    except pa.ArrowException as error:
+        raise DatasetError(f"{path} is damaged: {error}. {REMEDY}") from error

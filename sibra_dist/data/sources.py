@@ -30,7 +30,8 @@ from urllib.request import Request, urlopen
 
 from filelock import FileLock
 
-from sibra_dist.data.manifest import sha256_of, write_atomically
+from sibra_dist.data.manifest import sha256_of
+from sibra_dist.data.storage import write_atomically
 from sibra_dist.errors import SourceError, nearest
 
 SOURCE = "SOURCE.json"

@@ -1,6 +1,7 @@
 """What `sibra-dist prepare` is told: sources, features, filters, split."""
 
 import codecs
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self
 
@@ -9,19 +10,28 @@ from pydantic import Field, field_validator, model_validator
 from sibra_dist.config import Config
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Columns = str | tuple[str, ...]
+Format = Literal["delimited", "atomic", "json", "parquet", "orc", "table", "query", "npz", "npy"]
+TEXT_FORMATS = ("delimited", "atomic", "json")
+"""Formats of lines of text; of these every value is read as text."""
+SplitName = Literal["train", "validation", "test"]
 
 
 class TableConfig(Config):
     """Where a table lies and how it is written."""
 
-    path: str
-    """A file or glob, relative to `source` unless absolute or a URI."""
-    format: Literal["delimited", "atomic", "parquet", "npz"] = "delimited"
-    """`atomic` is RecBole's: delimited by tabs, with `name:type` headings. `npz` holds arrays `ids`, `vectors`."""
+    path: str | tuple[str, ...]
+    """A file, a glob, or several of them, relative to `source` unless absolute or a URI (`s3://`, `hdfs://`, `gs://`).
+    For `table` the name of a table that Spark knows, for `query` an SQL query."""
+    format: Format = "delimited"
+    """`atomic` is RecBole's: delimited by tabs, with `name:type` headings. `json`: one object a line. `npz` holds arrays `ids`
+    and `vectors`; `npy` a matrix, with the ids of its rows, a line each, in the file of the same name that ends in `.ids`."""
     separator: Annotated[str, Field(min_length=1)] = "\t"
     """delimited: one or several characters."""
+    quote: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    """delimited: the character around fields that hold a separator, doubled within them. By default quotes mean nothing."""
     encoding: str = "utf-8"
-    """delimited, atomic: the encoding of the text."""
+    """delimited, atomic, json: the encoding of the text."""
     header: bool | tuple[str, ...] = True
     """delimited: whether the first line names the columns, or else their names."""
 
@@ -43,33 +53,99 @@ class TableConfig(Config):
             raise ValueError("without a first line that names the columns, give their names, in order")
         return header
 
+    @field_validator("path")
+    @classmethod
+    def _names_something(cls, path: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not path:
+            raise ValueError("name at least one file")
+        return path
+
+
+class SplitPaths(Config):
+    """The files of each split, where the files say how the interactions are divided (`split.protocol: fixed`)."""
+
+    train: Columns
+    validation: Columns
+    test: Columns
+
 
 class InteractionsConfig(TableConfig):
     """The interactions, one a row."""
 
+    path: str | tuple[str, ...] | SplitPaths  # type: ignore[assignment]
+    """As in any table; for a fixed split, a path each of `train`, `validation` and `test`."""
     user: str = "user_id"
     """Column of the user id; likewise below."""
     item: str = "item_id"
     rating: str | None = None
+    """What `filters.min_rating` looks at."""
+    weight: str | None = None
+    """How much an interaction counts, kept in the histories; may be the column of the rating."""
     time: str | None = None
-    """Seconds since 1970, if the source has them: of several interactions of one pair, the latest is kept."""
+    time_format: Literal["seconds", "milliseconds", "iso"] = "seconds"
+    """How times are written where the column is not a date or timestamp: since 1970, or as 2024-05-31[T12:30:00[Z]], in UTC
+    unless they say otherwise."""
+    split: str | None = None
+    """Column that says `train`, `validation` or `test`, for a fixed split that is in one table."""
+
+    def of_split(self, paths: Columns) -> "InteractionsConfig":
+        """The table of one split of a fixed split by files."""
+        return self.model_copy(update={"path": paths})
+
+
+class TfidfConfig(Config):
+    """Words hashed into buckets, weighted by how rare they are among training entities, reduced by SVD."""
+
+    type: Literal["tfidf"] = "tfidf"
+    size: Annotated[int, Field(ge=1)] = 128
+    """Length of the vector."""
+    buckets: Annotated[int, Field(ge=2, le=1 << 20)] = 1 << 15
+    """Words of one bucket count as one word."""
+    sample: Annotated[int, Field(ge=1)] = 50_000
+    """The SVD is fitted to so many training texts at the most, drawn by hash."""
+
+
+class HashingConfig(Config):
+    """Words hashed into as many signed buckets as the vector is long; nothing is fitted."""
+
+    type: Literal["hashing"] = "hashing"
+    size: Annotated[int, Field(ge=1)] = 256
+
+
+class SentenceTransformerConfig(Config):
+    """A sentence-transformers model, which needs the extra `text`."""
+
+    type: Literal["sentence_transformer"] = "sentence_transformer"
+    model: str
+    """A folder, or a name that sentence-transformers knows. Spark's executors must be able to load it too."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+
+
+TextEncoder = Annotated[TfidfConfig | HashingConfig | SentenceTransformerConfig, Field(discriminator="type")]
 
 
 class FeatureConfig(Config):
     """One feature of users or of items."""
 
-    kind: Literal["category", "tags", "numeric", "vector"]
-    column: str | tuple[str, ...] | None = None
-    """The column or columns it is read from; by default the one of the feature's own name. numeric may have several."""
+    kind: Literal["category", "tags", "numeric", "vector", "text"]
+    column: Columns | None = None
+    """The column or columns it is read from; by default the one of the feature's own name. numeric and vector may have
+    several numbers, text several texts."""
     separator: str = "|"
-    """tags: what stands between two of them, where the column is text."""
+    """tags, vector: what stands between two of them, where the column is text and no JSON list."""
     scale: Literal["standard", "minmax", "none"] = "standard"
     """numeric: fitted on the training entities."""
+    min_count: Annotated[int, Field(ge=1)] = 1
+    """category, tags: values that fewer training entities have share the out-of-vocabulary code."""
+    max_size: Annotated[int, Field(ge=1)] = 100_000
+    """category, tags: so many values at the most get a code of their own, the commonest."""
+    encoder: TextEncoder = TfidfConfig()
+    """text: what makes a vector of it."""
 
     @model_validator(mode="after")
-    def _has_several_columns_only_if_numeric(self) -> Self:
-        if self.kind != "numeric" and isinstance(self.column, tuple):
-            raise ValueError(f"a {self.kind} feature is read from one column; only numeric may have several")
+    def _has_several_columns_only_where_they_make_one(self) -> Self:
+        if self.kind in ("category", "tags") and isinstance(self.column, tuple):
+            raise ValueError(f"a {self.kind} feature is read from one column; only numeric, vector and text may have several")
         return self
 
 
@@ -77,7 +153,7 @@ class FeatureTableConfig(TableConfig):
     """A table of side information, one row an entity."""
 
     id: str
-    """Column of the user or item id. In an `npz`, always `ids`."""
+    """Column of the user or item id. In an `npz` or `npy`, always `ids`."""
     features: dict[str, FeatureConfig]
 
 
@@ -88,12 +164,26 @@ class EntityFilter(Config):
     """Features that an entity must have."""
     within: dict[str, tuple[float, float]] = {}
     """Inclusive bounds on the raw value of a column of its tables; an entity without a value is dropped."""
+    allowed: dict[str, tuple[str, ...]] = {}
+    """The values that a column of its tables may have, as text; an entity without a value is dropped."""
+    min_count: Annotated[int, Field(ge=0)] = 0
+    """Interactions that an entity must have, once; `core` is for ever."""
+    max_count: Annotated[int, Field(ge=1)] | None = None
+    """And may have at the most: more is a robot, or a shop's carrier bag."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The raw columns it looks at."""
+        return tuple(dict.fromkeys([*self.within, *self.allowed]))
 
 
 class FilterConfig(Config):
     """What is left out, in the order of the fields."""
 
     min_rating: float | None = None
+    duplicates: Literal["latest", "earliest", "highest", "sum"] = "latest"
+    """Of the records of one pair one is left: the latest or earliest by `interactions.time`, the one with the highest rating
+    (or weight, where there is no rating), or the latest with the sum of all weights. Without times, `latest` is `highest`."""
     users: EntityFilter = EntityFilter()
     items: EntityFilter = EntityFilter()
     core: Annotated[int, Field(ge=0)] = 0
@@ -103,10 +193,12 @@ class FilterConfig(Config):
 class SplitConfig(Config):
     """How interactions are divided into train, validation and test."""
 
-    protocol: Literal["random", "cold_item"] = "random"
+    protocol: Literal[
+        "random", "temporal_user", "leave_one_out", "temporal_global", "cold_item", "cold_user", "cold_both", "fixed"
+    ] = "random"
     seed: int = 0
     validation: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
-    """Never nothing: early stopping needs it."""
+    """Never nothing: early stopping needs it. `leave_one_out` and `fixed` take no shares."""
     test: Share = 0.1
 
     @model_validator(mode="after")
@@ -114,6 +206,24 @@ class SplitConfig(Config):
         if self.validation + self.test >= 1:
             raise ValueError("validation and test together must leave something to train on")
         return self
+
+    @property
+    def needs_time(self) -> bool:
+        """Whether the protocol goes by the order of time."""
+        return self.protocol in ("temporal_user", "leave_one_out", "temporal_global")
+
+    @property
+    def cold_sides(self) -> tuple[str, ...]:
+        """The sides whose entities are split: `user`, `item`."""
+        return {"cold_item": ("item",), "cold_user": ("user",), "cold_both": ("user", "item")}.get(self.protocol, ())
+
+
+class HistoryConfig(Config):
+    """How much of a user's training interactions is kept."""
+
+    max_length: Annotated[int, Field(ge=1)] | None = None
+    keep: Literal["latest", "sample"] = "sample"
+    """Of a longer history: the latest by `interactions.time`, or a sample drawn with `split.seed`."""
 
 
 class SparkConfig(Config):
@@ -123,6 +233,9 @@ class SparkConfig(Config):
     driver_memory: str = "4g"
     settings: dict[str, str] = {}
     """Any further Spark setting, for example `{spark.sql.shuffle.partitions: "64"}`. None of them changes the result."""
+    work: str | None = None
+    """Folder or URI for intermediate tables, which Spark's driver and executors must all reach; by default in the folder
+    of the dataset, or, if that is in an object store and Spark runs on this machine alone, a temporary folder."""
 
 
 class PrepareConfig(Config):
@@ -136,16 +249,40 @@ class PrepareConfig(Config):
     items: tuple[FeatureTableConfig, ...] = ()
     filters: FilterConfig = FilterConfig()
     split: SplitConfig = SplitConfig()
+    history: HistoryConfig = HistoryConfig()
     max_rejected_share: Share = 0.01
-    """The job fails when a larger share of the interaction records cannot be used."""
+    """The job fails when a larger share of a table's records cannot be used. Side information of unknown ids does not count."""
     shard_mebibytes: Annotated[int, Field(ge=1)] = 128
     """Size that a shard is aimed at, before compression."""
     spark: SparkConfig = SparkConfig()
 
     @model_validator(mode="after")
-    def _ratings_are_read_where_needed(self) -> Self:
-        if self.filters.min_rating is not None and self.interactions.rating is None:
+    def _columns_are_named_where_needed(self) -> Self:
+        table, filters = self.interactions, self.filters
+        if filters.min_rating is not None and table.rating is None:
             raise ValueError("filters.min_rating needs the column of the ratings: set interactions.rating")
+        if filters.duplicates == "sum" and table.weight is None:
+            raise ValueError("filters.duplicates: sum needs the column of the weights: set interactions.weight")
+        if filters.duplicates == "earliest" and table.time is None:
+            raise ValueError("filters.duplicates: earliest needs the column of the times: set interactions.time")
+        if filters.duplicates == "highest" and table.rating is None and table.weight is None:
+            raise ValueError("filters.duplicates: highest needs interactions.rating or interactions.weight")
+        if self.split.needs_time and table.time is None:
+            raise ValueError(f"split.protocol {self.split.protocol} needs the column of the times: set interactions.time")
+        if self.history.max_length is not None and self.history.keep == "latest" and table.time is None:
+            raise ValueError("history.keep: latest needs the column of the times: set interactions.time")
+        return self
+
+    @model_validator(mode="after")
+    def _fixed_split_is_given(self) -> Self:
+        by_files, by_column = isinstance(self.interactions.path, SplitPaths), self.interactions.split is not None
+        if self.split.protocol == "fixed" and by_files == by_column:
+            raise ValueError(
+                "split.protocol fixed needs to be told the split: give interactions.path a path each of train, validation and "
+                "test, or name the column in interactions.split"
+            )
+        if self.split.protocol != "fixed" and (by_files or by_column):
+            raise ValueError("interactions that come with their split need split.protocol: fixed")
         return self
 
     @model_validator(mode="after")
@@ -165,8 +302,23 @@ class PrepareConfig(Config):
                     raise ValueError(f"filters.{side}.require names {name}, which is no feature of {side}")
         return self
 
-    def located(self, table: TableConfig) -> str:
-        """Where a table lies: its path under `source`, unless it says where by itself."""
-        if "://" in table.path or PurePosixPath(table.path).is_absolute():
-            return table.path
-        return f"{self.source.rstrip('/')}/{table.path}"
+    def features(self, side: str) -> Mapping[str, FeatureConfig]:
+        """The features of `users` or `items`, of all their tables, in order."""
+        tables = self.users if side == "users" else self.items
+        return {name: feature for table in tables for name, feature in table.features.items()}
+
+    def interaction_tables(self) -> Iterator[tuple[SplitName | None, InteractionsConfig]]:
+        """The tables of interactions: one, or for a fixed split by files one for each split, with its name."""
+        path = self.interactions.path
+        if isinstance(path, SplitPaths):
+            yield "train", self.interactions.of_split(path.train)
+            yield "validation", self.interactions.of_split(path.validation)
+            yield "test", self.interactions.of_split(path.test)
+        else:
+            yield None, self.interactions
+
+    def located(self, path: str) -> str:
+        """Where a path lies: under `source`, unless it says where by itself."""
+        if "://" in path or PurePosixPath(path).is_absolute():
+            return path
+        return f"{self.source.rstrip('/')}/{path}"

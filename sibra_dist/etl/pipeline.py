@@ -1,63 +1,64 @@
-"""The preparation of a dataset on one page: read, validate, filter, index, split, features, write."""
+"""The preparation of a dataset on one page: read, validate, filter, index, split, features, write, verify."""
 
 import logging
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import cast
-from urllib.parse import unquote
 
-from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
-from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+import pyarrow as pa
 
 import sibra_dist
-from sibra_dist.data.manifest import Counts, Manifest, Protocol, Records, Side, Source, verify_shard
-from sibra_dist.errors import SourceError, nearest
-from sibra_dist.etl.config import EntityFilter, FeatureTableConfig, PrepareConfig
-from sibra_dist.etl.features import encode_features, joined
+from sibra_dist.data.manifest import FITTED, Counts, Manifest, Protocol, Records, Side, Source
+from sibra_dist.data.storage import Place
+from sibra_dist.etl.checks import check_written
+from sibra_dist.etl.config import PrepareConfig
+from sibra_dist.etl.extend import Former
+from sibra_dist.etl.features import encode_texts, fit, joined, with_features
+from sibra_dist.etl.files import fingerprints
 from sibra_dist.etl.filters import filter_interactions
-from sibra_dist.etl.indexing import index_entities
-from sibra_dist.etl.publish import existing_dataset, recorded, staged
-from sibra_dist.etl.readers import Files, column_names, find_files, fingerprints, read_table
-from sibra_dist.etl.session import spark_session
-from sibra_dist.etl.splits import first_seen, split_interactions
-from sibra_dist.etl.tables import check_for_leakage, write_tables
-from sibra_dist.etl.validate import (
-    check_features,
-    check_interactions,
-    check_share,
-    count_by_reason,
-    feature_columns,
-    interaction_columns,
-    rejected,
-    usable,
+from sibra_dist.etl.indexing import SIDES, index_entities, number_ids, with_indices
+from sibra_dist.etl.inputs import Inputs, read_interactions, read_side_information, usable_interactions
+from sibra_dist.etl.publish import check_place, existing_dataset, hold, recorded, writing
+from sibra_dist.etl.reading import unreadable_files
+from sibra_dist.etl.session import fit_partitions, spark_session, work_folder
+from sibra_dist.etl.splits import Input, drawn, first_seen, split_interactions
+from sibra_dist.etl.tables import (
+    PAIR_TABLES,
+    SideTable,
+    interaction_columns_of,
+    with_missing,
+    write_entities,
+    write_pairs,
+    write_rejected,
 )
+from sibra_dist.etl.work import Work, together
+from sibra_dist.etl.write import Target, write_shard
 
 logger = logging.getLogger("sibra_dist")
 
-STAGES = ("read", "validate", "filter", "index", "split", "features", "write")
-SIDES: tuple[tuple[Side, str], ...] = (("users", "user"), ("items", "item"))
-"""Each side, and the column that names its entities in a frame of interactions."""
+STAGES = ("read", "validate", "filter", "index", "split", "features", "write", "verify")
 
 
 def prepare(
-    config: PrepareConfig, to: Path, overwrite: bool = False, progress: Callable[[str], None] | None = None
+    config: PrepareConfig,
+    to: str | Path | Place,
+    overwrite: bool = False,
+    extend: str | Path | Place | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Manifest:
-    """Make the dataset that `config` describes, in folder `to`, and return its manifest.
+    """Make the dataset that `config` describes, in the folder or at the URI `to`, and return its manifest.
 
-    The dataset appears in one move when it is whole. If `to` already holds the dataset of the same configuration and files,
-    nothing is done. The bytes of the dataset hang on the configuration and the records alone: not on their order, nor on how
-    Spark divides the work.
+    The dataset appears in one step when it is whole and checked. If `to` already holds the dataset of the same
+    configuration and files, nothing is done. The bytes of the dataset hang on the configuration and the records alone: not on
+    their order, nor on how Spark divides the work.
 
     Args:
         config: what to make the dataset from, and how.
-        to: the folder of the dataset; a relative `config.source` is relative to the working directory.
-        overwrite: replace the dataset that is in `to`.
+        to: where to make it; a relative `config.source` is relative to the working directory.
+        overwrite: replace the dataset that is there.
+        extend: a dataset whose indices, codes, scales and text encodings are kept; what is new is numbered after them.
         progress: called with the name of each stage of `STAGES` as it begins.
 
     Raises:
@@ -65,151 +66,111 @@ def prepare(
         ConfigError: a filter or a split that leaves nothing.
         DatasetError: `to` holds another dataset and `overwrite` is not given, or something that is no dataset.
     """
+    place = Place.at(to)
     inputs = Inputs.find(config)
-    sources = fingerprints(inputs.all())
-    manifest = existing_dataset(to, config, sources, overwrite)
-    if manifest is not None:
-        logger.info("%s already holds this dataset; nothing to do", to)
-        return manifest
-    with staged(to) as folder:
-        with spark_session(config.spark) as spark, ExitStack() as stored, _unreadable_files():
-            manifest = _make(spark, config, inputs, sources, folder, stored, progress or (lambda stage: None))
-        for shard in manifest.all_shards():
-            verify_shard(folder, shard)
-        manifest.write(folder)
+    former = Former.read(extend, config)
+    check_place(place)
+    with spark_session(config.spark) as spark, unreadable_files():
+        sources = fingerprints(spark, inputs.all())
+        manifest = existing_dataset(place, config, sources, former.digest, overwrite)
+        if manifest is not None:
+            logger.info("%s already holds this dataset; nothing to do", place)
+            return manifest
+        with hold(place), writing(place), ExitStack() as cleanup:
+            fit_partitions(spark, config.spark, sum(source.bytes for source in sources))
+            uri, delete = work_folder(spark, config.spark, place)
+            cleanup.callback(delete)
+            tell = progress or (lambda stage: None)
+            manifest = _make(
+                config, inputs, sources, former, Target(place, config.shard_mebibytes << 20), Work(spark, uri), tell
+            )
+            tell("verify")
+            check_written(spark, place, manifest, fitted_here=former.digest is None)
+            manifest.write(place)
     return manifest
 
 
 def _make(
-    spark: SparkSession,
     config: PrepareConfig,
-    inputs: "Inputs",
+    inputs: Inputs,
     sources: tuple[Source, ...],
-    folder: Path,
-    stored: ExitStack,
+    former: Former,
+    target: Target,
+    work: Work,
     progress: Callable[[str], None],
 ) -> Manifest:
-    """Write every shard into `folder`, and say what they are."""
+    """Write every shard, and say what they are."""
     progress("read")
-    records = read_table(spark, inputs.interactions, interaction_columns(config.interactions))
+    checked = read_interactions(inputs, work)
+
     progress("validate")
-    checked = _stored(check_interactions(records, config.interactions), stored)
-    read, reasons, examples = count_by_reason(checked)
-    check_share(read, reasons, examples, config.max_rejected_share, config.interactions.path)
-    refused = [rejected(checked, "interactions")] if reasons else []
-    interactions = usable(checked)
-    side_information: dict[Side, DataFrame | None] = {}
-    side_reasons: Counter[str] = Counter()
-    for side, key in SIDES:
-        known = interactions.select(F.col(key).alias("id")).distinct()
-        tables = []
-        for files, within in _with_bounds(inputs.side(side), _filter_of(config, side).within):
-            table = cast(FeatureTableConfig, files.table)
-            checked = check_features(read_table(spark, files, feature_columns(table, within)), table, within, known)
-            checked = _stored(checked, stored)
-            _, found, _ = count_by_reason(checked)
-            side_reasons.update(found)
-            refused += [rejected(checked, side)] if found else []
-            tables.append(usable(checked))
-        side_information[side] = joined(tables)
+    interactions = usable_interactions(checked, inputs, config)
+    records = interactions.table.withColumn("draw", drawn(config.split.seed, "user", "item"))
+    ids = together(
+        {side: partial(number_ids, records, column, former.indices(work.spark, side), work) for side, column in SIDES}
+    )
+    information = read_side_information(inputs, config, ids, work)
 
     progress("filter")
-    kept, left_out = filter_interactions(interactions, side_information["users"], side_information["items"], config.filters)
+    count = interactions.read - sum(interactions.reasons.values())
+    tables = {side: joined(read.tables) for side, read in information.items()}
+    pairs, left_out = filter_interactions(records, count, ids, tables, config.filters, work)
 
     progress("index")
-    indices = {side: index_entities(kept, key) for side, key in SIDES}
+    indexed = together(
+        {side: partial(index_entities, pairs, column, ids[side], former.count(side), work) for side, column in SIDES}
+    )
 
     progress("split")
-    split, counts = split_interactions(kept, config.split)
-    pairs = split.select("user", "item", "split")
-    for side, key in SIDES:
-        index = indices[side].select(F.col("id").alias(key), F.col("index").alias(f"{key}_index"))
-        pairs = pairs.join(index, key).drop(key).withColumnRenamed(f"{key}_index", key)
-    pairs = pairs.localCheckpoint()
+    given = Input(with_indices(pairs, indexed), indexed, config.split, work)
+    split, counts, unsplit = split_interactions(given, config.history)
 
     progress("features")
-    entities, specs = {}, {}
-    for side, key in SIDES:
-        rows = indices[side].join(first_seen(split, config.split, key), "id")
-        tables_of_side = config.users if side == "users" else config.items
-        features = {name: feature for table in tables_of_side for name, feature in table.features.items()}
-        entities[side], specs[side] = encode_features(rows, side_information[side], features, side)
+
+    def encoded(side: Side) -> tuple[SideTable, dict[str, pa.Table]]:
+        features = config.features(side)
+        rows = first_seen(given, split, side).join(indexed[side].table.select("index", "key"), "index")
+        wide, fitted = encode_texts(with_features(rows, tables[side], features), features, side, former, work)
+        return SideTable(wide, indexed[side].count, fit(wide, features, former.specs(side), side, work)), fitted
+
+    entities = together({side: partial(encoded, side) for side, _ in SIDES})
 
     progress("write")
-    shards = write_tables(entities, specs, pairs, refused, folder, config.shard_mebibytes << 20)
-    check_for_leakage(spark, folder)
+    refused = [frame for read in (interactions, *information.values()) for frame in read.refused]
+    counted = {side: table.count for side, (table, _) in entities.items()}
+    written = together(
+        {
+            **{table: partial(write_pairs, table, split, counted, target) for table in PAIR_TABLES},
+            **{side: partial(write_entities, entities[side][0], side, target) for side, _ in SIDES},
+            "rejected": partial(write_rejected, refused, target, work),
+        }
+    )
+    shards = {table: shown.shards for table, shown in written.items()}
+    for side, (_, fitted) in entities.items():
+        for name, learned in fitted.items():
+            table = f"{FITTED}/{side}/{name}"
+            shards[table] = (write_shard(learned, target.place, table, 0)[0],)
+    specs = {side: with_missing(table.specs, written[side]) for side, (table, _) in entities.items()}
+    side_reasons = sum((Counter(read.reasons) for read in information.values()), Counter())
     return Manifest(
         name=config.name,
         package_version=sibra_dist.__version__,
         protocol=Protocol(
             name=config.split.protocol, seed=config.split.seed, validation=config.split.validation, test=config.split.test
         ),
-        counts=Counts(users=entities["users"].count(), items=entities["items"].count(), **counts),
-        records=Records(read=read, rejected=reasons, filtered=left_out, kept=sum(counts.values())),
+        counts=Counts(users=counted["users"], items=counted["items"], **counts),
+        records=Records(
+            read=interactions.read,
+            rejected=dict(interactions.reasons),
+            filtered=left_out | unsplit,
+            kept=sum(counts.values()),
+        ),
         rejected_side_information=dict(sorted(side_reasons.items())),
         user_features=specs["users"],
         item_features=specs["items"],
+        interaction_columns=interaction_columns_of(split),
         shards=shards,
+        extends=former.digest,
         config=recorded(config),
         sources=sources,
     )
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The files of every table."""
-
-    interactions: Files
-    users: tuple[Files, ...]
-    items: tuple[Files, ...]
-
-    @classmethod
-    def find(cls, config: PrepareConfig) -> "Inputs":
-        """The files that a configuration names; a `SourceError` tells of one that is not there."""
-        users, items = [tuple(find_files(config, table) for table in tables) for tables in (config.users, config.items)]
-        return cls(find_files(config, config.interactions), users, items)
-
-    def side(self, side: Side) -> tuple[Files, ...]:
-        """The tables of side information of users or of items."""
-        return self.users if side == "users" else self.items
-
-    def all(self) -> tuple[Files, ...]:
-        """Every table."""
-        return (self.interactions, *self.users, *self.items)
-
-
-def _filter_of(config: PrepareConfig, side: Side) -> EntityFilter:
-    return config.filters.users if side == "users" else config.filters.items
-
-
-def _with_bounds(tables: Sequence[Files], bounds: Iterable[str]) -> list[tuple[Files, list[str]]]:
-    """Each table with those columns that a filter bounds; a column belongs to the first table that has it."""
-    names = [column_names(files) for files in tables]
-    owners = {}
-    for column in bounds:
-        having = [place for place, there in enumerate(names) if column in there]
-        if not having:
-            told = ", ".join(files.table.path for files in tables) or "any table of side information"
-            hint = nearest(column, {name for there in names for name in there})
-            raise SourceError(f"filters bound the column {column}, which is not in {told}; {hint}")
-        owners[column] = having[0]
-    return [(files, [column for column, owner in owners.items() if owner == place]) for place, files in enumerate(tables)]
-
-
-def _stored(frame: DataFrame, stored: ExitStack) -> DataFrame:
-    """The frame, to be kept once computed, until `stored` closes."""
-    kept = frame.persist()
-    stored.callback(kept.unpersist)
-    return kept
-
-
-@contextmanager
-def _unreadable_files() -> Iterator[None]:
-    """Turn Spark's word that it cannot read a file into ours."""
-    try:
-        yield
-    except (PySparkException, Py4JJavaError) as error:
-        told = re.search(r"\[FAILED_READ_FILE\S* .*? file:/*(/.*?)\.\s", str(error))
-        if told is None:
-            raise
-        raise SourceError(f"{unquote(told[1])} cannot be read: it is damaged. Fetch it again") from error

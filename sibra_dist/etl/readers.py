@@ -1,4 +1,4 @@
-"""Readers: the files of a table to one frame of records, nothing lost.
+"""Readers: a table to one frame of records, nothing lost.
 
 Every reader gives the columns
 
@@ -8,43 +8,32 @@ Every reader gives the columns
     values  struct   the wanted columns; of text formats all strings
 """
 
-import codecs
-import glob
-import io
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import unquote
+from collections.abc import Callable, Sequence
+from functools import partial
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import arrow_udf
+from pyspark.sql.types import StringType, StructField, StructType
 
-from sibra_dist.data.manifest import Source, sha256_of
-from sibra_dist.errors import SourceError, nearest
-from sibra_dist.etl.config import FeatureTableConfig, InteractionsConfig, PrepareConfig, TableConfig
+from sibra_dist.errors import SourceError
+from sibra_dist.etl.arrays import NPZ_COLUMNS as NPZ_COLUMNS
+from sibra_dist.etl.arrays import open_npy, open_npz
+from sibra_dist.etl.columnar import ORC, PARQUET, open_columnar
+from sibra_dist.etl.files import Files, frame_of
+from sibra_dist.etl.frames import Opened, column, nothing
+from sibra_dist.etl.frames import require_columns as require_columns
+from sibra_dist.etl.lines import UNDECODABLE, first_lines, read_lines
+from sibra_dist.etl.objects import NOT_AN_OBJECT, names_in, texts_of
+from sibra_dist.etl.reading import each
+from sibra_dist.etl.reading import unreadable_files as unreadable_files
 
 TAB = "\t"
-NPZ_COLUMNS = ("ids", "vectors")
-UNDECODABLE = "not in the encoding of the table"
-WRONG_FIELDS = "wrong number of fields"
-
-AnyTable = InteractionsConfig | FeatureTableConfig
-
-
-@dataclass(frozen=True)
-class Files:
-    """The files of one table, in the order of their names."""
-
-    table: TableConfig
-    paths: tuple[Path, ...]
-    names: tuple[str, ...]
-    """Of each file, its path relative to the source folder where it lies in it."""
+WRONG_FIELDS, WRONG_QUOTES = "wrong number of fields", "quotes do not match"
+LOOKED_AT = 300
+"""Lines of JSON that the driver looks at for the names of columns."""
 
 
 def read_table(spark: SparkSession, files: Files, columns: Sequence[str]) -> DataFrame:
@@ -53,138 +42,73 @@ def read_table(spark: SparkSession, files: Files, columns: Sequence[str]) -> Dat
     Raises:
         SourceError: a file cannot be read, or lacks a column.
     """
-    require_columns(files.paths[0], column_names(files), columns)
-    return READERS[files.table.format].read(spark, files, columns)
+    opened = READERS[files.table.format](spark, files, columns)
+    require_columns(files.first, opened.columns, columns)
+    return opened.read(columns)
 
 
-def column_names(files: Files) -> list[str]:
-    """The columns of a table.
+def column_names(spark: SparkSession, files: Files, wanted: Sequence[str] = ()) -> list[str]:
+    """The columns of a table. Of JSON those in its first lines, and of the `wanted` ones those in any line.
 
     Raises:
         SourceError: a file cannot be read, or has other columns than the rest.
     """
-    return READERS[files.table.format].columns(files)
+    return READERS[files.table.format](spark, files, wanted).columns
 
 
-def find_files(config: PrepareConfig, table: TableConfig) -> Files:
-    """The files that a table's path stands for.
-
-    Raises:
-        SourceError: there is none, or it cannot be opened, or it does not lie in a file system of this machine.
-    """
-    located = config.located(table).removeprefix("file://")
-    if "://" in located:
-        raise SourceError(f"{located} is not on a file system of this machine; copy or mount it here and give its path")
-    root = Path(config.source.removeprefix("file://")).resolve()
-    pattern = table.path.removeprefix("file://")
-    # Only the table's own path may be a pattern: a bracket in the name of the source folder is a bracket.
-    found = [pattern] if (root / pattern).exists() else sorted(glob.glob(pattern, root_dir=root))
-    paths = tuple((root / path).resolve() for path in found)
-    if not paths:
-        siblings = sorted(path.name for path in Path(located).parent.iterdir()) if Path(located).parent.is_dir() else []
-        raise SourceError(f"there is no file {located}; {nearest(Path(located).name, siblings)}")
-    for path in paths:
-        if path.is_dir():
-            raise SourceError(f"{path} is a folder; name the files in it, for example {table.path}/*")
-        try:
-            path.open("rb").close()
-        except OSError as error:
-            raise SourceError(f"{path} cannot be read: {error.strerror}") from error
-    return Files(table, paths, tuple(str(path.relative_to(root)) if path.is_relative_to(root) else str(path) for path in paths))
-
-
-def fingerprints(tables: Iterable[Files]) -> tuple[Source, ...]:
-    """Size and checksum of every input file, once each, in the order of their names."""
-    found = {name: path for files in tables for name, path in zip(files.names, files.paths, strict=True)}
-    return tuple(Source(path=name, bytes=path.stat().st_size, sha256=sha256_of(path)) for name, path in sorted(found.items()))
-
-
-def delimited_columns(files: Files) -> list[str]:
-    """The configured names, or those in the first line."""
-    header = files.table.header
-    return list(header) if isinstance(header, tuple) else _first_line(files).split(files.table.separator)
-
-
-def read_delimited(spark: SparkSession, files: Files, columns: Sequence[str]) -> DataFrame:
+def open_delimited(spark: SparkSession, files: Files, wanted: Sequence[str]) -> Opened:
     """Lines of fields. A line equal to the heading is a heading wherever it stands; an empty line is no record."""
-    heading = None if isinstance(files.table.header, tuple) else _first_line(files)
-    return _read_lines(spark, files, columns, delimited_columns(files), heading, files.table.separator)
+    separator, quote = files.table.separator, files.table.quote
+    if isinstance(files.table.header, tuple):
+        names = list(files.table.header)
+        return Opened(names, partial(_read_fields, spark, files, names, [], separator, quote))
+    return _open_headed(spark, files, separator, quote)
 
 
-def atomic_columns(files: Files) -> list[str]:
-    """The names in the first line, without their types."""
-    return [name.partition(":")[0] for name in _first_line(files).split(TAB)]
-
-
-def read_atomic(spark: SparkSession, files: Files, columns: Sequence[str]) -> DataFrame:
+def open_atomic(spark: SparkSession, files: Files, wanted: Sequence[str]) -> Opened:
     """RecBole's atomic files: fields between tabs, under a heading of `name:type`."""
-    return _read_lines(spark, files, columns, atomic_columns(files), _first_line(files), TAB)
+    return _open_headed(spark, files, TAB, None, lambda heading: heading.partition(":")[0])
 
 
-def parquet_columns(files: Files) -> list[str]:
-    """The columns of the first file, once every file is seen to have them."""
-    names = []
-    for path in files.paths:
-        try:
-            names.append(pq.read_schema(path).names)
-        except (OSError, pa.ArrowException) as error:
-            raise SourceError(f"{path} cannot be read as Parquet: {error}") from error
-        require_columns(path, names[-1], names[0])
-    return list(names[0])
+def open_json(spark: SparkSession, files: Files, wanted: Sequence[str]) -> Opened:
+    """Lines of JSON, an object each, whose values are kept as text; `a.b` is the member `b` of an object `a`."""
+    lines = next(filter(None, (first_lines(uri, LOOKED_AT) for uri in files.uris)), [])
+    names = list(dict.fromkeys(name for line in lines for name in names_in(line.decode(files.table.encoding, "replace"))))
+    read = partial(_read_objects, spark, files)
+    rare = [name for name in wanted if name not in names]
+    if rare:
+        with unreadable_files():
+            counted = read(rare).agg(*[F.count(F.col("values").getField(name)) for name in rare]).first()
+        assert counted is not None
+        names += [name for name, count in zip(rare, counted, strict=True) if count]
+    if not names:
+        raise SourceError(f"{files.first} does not begin with a JSON object; write one object a line")
+    return Opened(names, read)
 
 
-def read_parquet(spark: SparkSession, files: Files, columns: Sequence[str]) -> DataFrame:
-    """Parquet files, which keep the types of their columns."""
-    frame = spark.read.parquet(*_escaped(files.paths))
-    values = F.struct(*[F.col(f"`{name}`") for name in columns])
-    nothing = F.lit(None).cast("string")
-    return frame.select(_file_name(frame, files), nothing.alias("record"), nothing.alias("fault"), values.alias("values"))
+def open_known(spark: SparkSession, files: Files, wanted: Sequence[str]) -> Opened:
+    """A table that Spark knows, or a query, with the types that it has."""
+    frame = frame_of(spark, files)
+
+    def read(columns: Sequence[str]) -> DataFrame:
+        values = F.struct(*[column(name) for name in columns])
+        return frame.select(F.lit(files.names[0]).alias("file"), nothing("record"), nothing("fault"), values.alias("values"))
+
+    return Opened(frame.columns, read)
 
 
-def npz_columns(files: Files) -> list[str]:
-    """The names of the two arrays that every archive has."""
-    for path in files.paths:
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                require_columns(path, archive.files, NPZ_COLUMNS)
-        except (OSError, ValueError, AttributeError) as error:
-            raise SourceError(f"{path} cannot be read as an npz archive: {error}") from error
-    return list(NPZ_COLUMNS)
-
-
-def read_npz(spark: SparkSession, files: Files, columns: Sequence[str]) -> DataFrame:
-    """NumPy archives of an array `ids` and a matrix `vectors` with a row for each."""
-    tables = []
-    for path, name in zip(files.paths, files.names, strict=True):
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                ids, vectors = archive["ids"], archive["vectors"]
-        except (OSError, ValueError) as error:
-            raise SourceError(f"{path} cannot be read as an npz archive: {error}") from error
-        if ids.ndim != 1 or vectors.ndim != 2 or len(ids) != len(vectors):
-            raise SourceError(f"{path}: ids must be n values and vectors n rows, not {ids.shape} and {vectors.shape}")
-        rows = pa.array(list(vectors.astype(np.float32)), pa.list_(pa.float32()))
-        tables.append(pa.table({"file": [name] * len(ids), "ids": pa.array(ids.tolist()), "vectors": rows}))
-    nothing = F.lit(None).cast("string")
-    frame = spark.createDataFrame(pa.concat_tables(tables, promote_options="permissive"))
-    return frame.select("file", nothing.alias("record"), nothing.alias("fault"), F.struct(*columns).alias("values"))
-
-
-class Reader(NamedTuple):
-    """How a format is read."""
-
-    columns: Callable[[Files], list[str]]
-    """The columns of a table's files."""
-    read: Callable[[SparkSession, Files, Sequence[str]], DataFrame]
-    """The records, with the wanted columns, all of which are there."""
-
-
-READERS: dict[str, Reader] = {
-    "delimited": Reader(delimited_columns, read_delimited),
-    "atomic": Reader(atomic_columns, read_atomic),
-    "parquet": Reader(parquet_columns, read_parquet),
-    "npz": Reader(npz_columns, read_npz),
+READERS: dict[str, Callable[[SparkSession, Files, Sequence[str]], Opened]] = {
+    "delimited": open_delimited,
+    "atomic": open_atomic,
+    "json": open_json,
+    "parquet": partial(open_columnar, PARQUET),
+    "orc": partial(open_columnar, ORC),
+    "table": open_known,
+    "query": open_known,
+    "npz": open_npz,
+    "npy": open_npy,
 }
+"""What opens a table of each format, for reading columns some of which are wanted."""
 
 
 def pattern_of(separator: str) -> str:
@@ -192,93 +116,109 @@ def pattern_of(separator: str) -> str:
     return "".join(letter if letter.isalnum() else "\\" + letter for letter in separator)
 
 
-def require_columns(path: Path, there: Sequence[str], wanted: Sequence[str]) -> None:
-    """Check that each of the `wanted` columns of a file is `there` once.
+def split_fields(line: str, separator: str, quote: str | None) -> list[str]:
+    """The fields of a line.
 
     Raises:
-        SourceError: one is not, with the columns that are, and the nearest.
+        ValueError: its quotes do not match.
     """
-    for name in wanted:
-        if there.count(name) > 1:
-            raise SourceError(f"{path} has {there.count(name)} columns {name}; rename all but one")
-        if name not in there:
-            raise SourceError(f"{path} has no column {name}, only {', '.join(there)}; {nearest(name, there)}")
+    if quote is None:
+        return line.split(separator)
+    field = re.compile(_field(separator, quote))
+    fields, rest = [], separator + line
+    while rest:
+        found = field.match(rest, len(separator)) if rest.startswith(separator) else None
+        if found is None:
+            raise ValueError(WRONG_QUOTES)
+        fields.append(found[0][1:-1].replace(quote * 2, quote) if found[0].startswith(quote) else found[0])
+        rest = rest[found.end() :]
+    return fields
 
 
-def _read_lines(
-    spark: SparkSession, files: Files, columns: Sequence[str], names: Sequence[str], heading: str | None, separator: str
+def _field(separator: str, quote: str) -> str:
+    """The regular expression of a field, quoted or not. It never goes back, so that a long field needs no deep stack."""
+    mark, end = pattern_of(quote), pattern_of(separator)
+    plain = f"[^{mark}{end}]*+" if len(separator) == 1 else f"(?:(?!{end})[^{mark}])*+"
+    return f"(?:{mark}[^{mark}]*+(?:{mark}{mark}[^{mark}]*+)*+{mark}|{plain})"
+
+
+def _open_headed(
+    spark: SparkSession, files: Files, separator: str, quote: str | None, name_of: Callable[[str], str] = str
+) -> Opened:
+    """Lines of fields under a heading, which must name the same columns in every file."""
+    headings = each(partial(_heading, encoding=files.table.encoding), files.uris)
+    names: list[str] = []
+    for uri, heading in zip(files.uris, headings, strict=True):
+        try:
+            there = [name_of(field) for field in split_fields(heading, separator, quote)]
+        except ValueError as error:
+            raise SourceError(f"{uri} has a first line whose {error}: {heading!r}") from error
+        names = names or there
+        if there != names:
+            require_columns(uri, there, names)
+            raise SourceError(f"{uri} has other columns than {files.first}, or another order: {heading!r}, not {headings[0]!r}")
+    return Opened(names, partial(_read_fields, spark, files, names, sorted(set(headings)), separator, quote))
+
+
+def _heading(uri: str, encoding: str) -> str:
+    """The first line of a file."""
+    (line, *_) = first_lines(uri, 1) or [b""]
+    if not line:
+        raise SourceError(f"{uri} has an empty first line, which should name its columns")
+    try:
+        return line.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{uri} is not {encoding} text: {error}. Set encoding to what it is, as latin-1") from error
+
+
+def _read_fields(
+    spark: SparkSession,
+    files: Files,
+    names: Sequence[str],
+    headings: Sequence[str],
+    separator: str,
+    quote: str | None,
+    columns: Sequence[str],
 ) -> DataFrame:
-    frame = spark.read.option("lineSep", "\n").text(_escaped(files.paths))
-    decoded, shown = [F.rtrim(text, F.lit("\r")) for text in _decoded(F.col("value"), files.table.encoding)]
-    lines = frame.select(_file_name(frame, files), decoded.alias("text"), shown.alias("record")).where(F.col("record") != "")
-    if heading is not None:
-        lines = lines.where(F.col("record") != heading)
-    # -1 keeps empty fields at the end.
-    fields = F.split("text", pattern_of(separator), -1)
-    fault = F.when(F.col("text").isNull(), UNDECODABLE).when(F.size(fields) != len(names), WRONG_FIELDS)
-    values = F.struct(*[F.get(fields, names.index(name)).alias(name) for name in columns])
+    lines = read_lines(spark, files)
+    if headings:
+        lines = lines.where(~F.col("record").isin(*headings))
+    text = F.col("text")
+    fault = F.when(text.isNull(), UNDECODABLE)
+    if quote is None:
+        # -1 keeps empty fields at the end.
+        fields = F.split(text, pattern_of(separator), -1)
+    else:
+        # Each match begins where the one before ended, so where a field is none, the matches end.
+        pattern = rf"\G{pattern_of(separator)}({_field(separator, quote)})"
+        fields = F.regexp_extract_all(F.concat(F.lit(separator), text), F.lit(pattern), F.lit(1))
+        fault = fault.when(F.array_join(fields, separator) != text, WRONG_QUOTES)
+    fault = fault.when(F.size(fields) != len(names), WRONG_FIELDS)
+    values = F.struct(*[_unquoted(F.get(fields, names.index(name)), quote).alias(name) for name in columns])
     return lines.select("file", "record", fault.alias("fault"), values.alias("values"))
 
 
-def _decoded(line: Column, encoding: str) -> tuple[Column, Column]:
-    """A line as text, null where it is none, and a text to show for it in any case."""
-    # Spark's text source hands on the bytes as they are, under the name of a string.
-    codec = codecs.lookup(encoding).name
-    if codec == "utf-8":
-        return F.try_validate_utf8(line), F.make_valid_utf8(line)
-    if codec == "iso8859-1":
-        text = F.decode(line.cast("binary"), "ISO-8859-1")
-        return text, text
-
-    def decode(content: bytes) -> str | None:
-        try:
-            return content.decode(encoding)
-        except UnicodeDecodeError:
-            return None
-
-    def decode_lines(lines: pa.Array) -> pa.Array:
-        return pa.array([decode(line) for line in lines.to_pylist()], pa.string())
-
-    def show_lines(lines: pa.Array) -> pa.Array:
-        return pa.array([line.decode(encoding, "replace") for line in lines.to_pylist()], pa.string())
-
-    # Spark's stubs ask for a function type that it takes from the type hints.
-    text = arrow_udf(decode_lines, "string")  # type: ignore[call-overload]
-    shown = arrow_udf(show_lines, "string")  # type: ignore[call-overload]
-    return text(line.cast("binary")), shown(line.cast("binary"))
+def _unquoted(field: Column, quote: str | None) -> Column:
+    if quote is None:
+        return field
+    inner = F.substr(field, F.lit(2), F.length(field) - 2)
+    return F.when(field.startswith(quote), F.replace(inner, F.lit(quote * 2), F.lit(quote))).otherwise(field)
 
 
-def _first_line(files: Files) -> str:
-    """The first line, which must be the same in every file of the table."""
-    lines = [_read_first_line(path, files.table.encoding) for path in files.paths]
-    for path, line in zip(files.paths, lines, strict=True):
-        if not line:
-            raise SourceError(f"{path} has an empty first line, which should name its columns")
-        if line != lines[0]:
-            raise SourceError(f"{path} has other columns than {files.paths[0]}: {line!r}, not {lines[0]!r}")
-    return lines[0]
+def _read_objects(spark: SparkSession, files: Files, columns: Sequence[str]) -> DataFrame:
+    lines = read_lines(spark, files).where(F.trim("record") != "")
+    names = list(columns)
 
+    def take_apart(texts: pa.Array) -> pa.Array:
+        found = [None if text is None else texts_of(text, names) for text in texts.to_pylist()]
+        faults = [NOT_AN_OBJECT if members is None else None for members in found]
+        arrays = [pa.array([members and members[place] for members in found], pa.string()) for place in range(len(names))]
+        return pa.StructArray.from_arrays([pa.array(faults, pa.string()), *arrays], names=places)
 
-def _read_first_line(path: Path, encoding: str) -> str:
-    try:
-        with io.BufferedReader(pa.input_stream(str(path), compression="detect")) as stream:
-            # A byte order mark is no part of the first name; Spark leaves it out too.
-            return stream.readline().removeprefix(codecs.BOM_UTF8).decode(encoding).rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{path} is not {encoding} text: {error}. Set encoding to what it is, as latin-1") from error
-    except (OSError, pa.ArrowException) as error:
-        raise SourceError(f"{path} cannot be read: {error}") from error
-
-
-def _escaped(paths: Iterable[Path]) -> list[str]:
-    """Paths that Spark takes by the letter, though it reads *, ? and brackets in a path as a pattern."""
-    return [re.sub(r"([\\*?\[\]{}])", r"\\\1", str(path)) for path in paths]
-
-
-def _file_name(frame: DataFrame, files: Files) -> Column:
-    """The column `file`: our name for the file that Spark read a row from."""
-    names = {str(path): name for path, name in zip(files.paths, files.names, strict=True)}
-    # Spark names a local file file:///... in one place and file:/... in the other.
-    uris = [uri.replace("file:///", "file:/", 1) for uri in frame.inputFiles()]
-    pairs = [F.lit(text) for uri in uris for text in (uri, names[unquote(uri.removeprefix("file:"))])]
-    return F.create_map(*pairs)[F.col("_metadata.file_path")].alias("file")
+    # By their places, since a column may be called as the fault is.
+    places = ["fault", *[str(place) for place in range(len(names))]]
+    kind = StructType([StructField(place, StringType()) for place in places])
+    parsed = lines.withColumn("parsed", arrow_udf(take_apart, kind)("text"))  # type: ignore[call-overload]
+    fault = F.when(F.col("text").isNull(), UNDECODABLE).otherwise(F.col("parsed").getField("fault"))
+    values = F.struct(*[F.col("parsed").getField(str(place)).alias(name) for place, name in enumerate(names)])
+    return parsed.select("file", "record", fault.alias("fault"), values.alias("values"))

@@ -6,7 +6,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -16,10 +17,14 @@ from pyspark.errors import PySparkRuntimeError
 from pyspark.java_gateway import launch_gateway
 from pyspark.sql import SparkSession
 
-from sibra_dist.errors import SibraError
+from sibra_dist.data.storage import Place
+from sibra_dist.errors import ConfigError, SibraError
 from sibra_dist.etl.config import SparkConfig
+from sibra_dist.etl.frames import of_hadoop, reaches
 
 OLDEST_JAVA = 17
+TASK_ATTEMPTS = 4
+PARTITION_BYTES = 32 << 20
 JAVA_REMEDY = f"Install Java {OLDEST_JAVA} or newer (Debian: apt install default-jre-headless) or set JAVA_HOME to one"
 SUBMITTED = "PYSPARK_GATEWAY_PORT"
 """The variable by which spark-submit tells Python where its Java process listens."""
@@ -51,7 +56,7 @@ def _start(config: SparkConfig) -> SparkSession:
     if SparkContext._gateway is None:
         SparkContext._ensure_initialized(gateway=_quiet_gateway(conf), conf=conf)
     session = SparkSession.builder.config(conf=conf).getOrCreate()
-    if config.master.startswith("local"):
+    if is_local(config.master):
         # The interpreter that has our packages, whatever `python3` on the path is.
         session.sparkContext.pythonExec = sys.executable
     return session
@@ -66,16 +71,64 @@ def _settings(config: SparkConfig) -> dict[str, str]:
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.sql.adaptive.enabled": "true",
+        # Joins with the table of ids: the smaller side is hashed, and the interactions need not be sorted.
+        "spark.sql.adaptive.maxShuffledHashJoinLocalMapThreshold": "64m",
     }
-    if config.master.startswith("local"):
-        # A few tasks a core: on one machine Spark's 200 cost more to start than they take.
-        tasks = str(4 * (os.cpu_count() or 1))
+    if is_local(config.master):
         settings |= {
+            "spark.master": with_retries(config.master),
             "spark.driver.bindAddress": "127.0.0.1",
             "spark.driver.host": "127.0.0.1",
-            "spark.sql.shuffle.partitions": tasks,
         }
     return settings | config.settings
+
+
+def is_local(master: str) -> bool:
+    """Whether Spark runs in one process of this machine."""
+    return re.fullmatch(r"local(\[.*\])?", master) is not None
+
+
+def with_retries(master: str) -> str:
+    """A local master that, as a cluster does, runs a task again that failed; by itself it would give up at once.
+
+    >>> with_retries("local[*]")
+    'local[*,4]'
+    """
+    cores = re.fullmatch(r"local(?:\[([^,]+)\])?", master)
+    return f"local[{cores[1] or 1},{TASK_ATTEMPTS}]" if cores else master
+
+
+def fit_partitions(spark: SparkSession, config: SparkConfig, input_bytes: int) -> None:
+    """Let shuffles have a partition for every 32 MiB of input, where nobody has said how many there should be.
+
+    Spark joins small ones again as it goes, but it cannot divide further than it was told.
+    """
+    name = "spark.sql.shuffle.partitions"
+    if SUBMITTED not in os.environ and name not in config.settings and spark.sparkContext.getConf().get(name) is None:
+        cores = spark.sparkContext.defaultParallelism
+        spark.conf.set(name, str(min(max(4 * cores, input_bytes // PARTITION_BYTES), 10_000)))
+
+
+def work_folder(spark: SparkSession, config: SparkConfig, place: Place) -> tuple[str, Callable[[], None]]:
+    """The URI of a folder for intermediate tables, as Hadoop takes it, and what deletes it.
+
+    Raises:
+        ConfigError: no folder is known that Spark's driver and executors reach.
+    """
+    name = f".work-{uuid.uuid4().hex[:12]}"
+    if config.work is not None:
+        folder = Place.at(config.work) / name
+    elif place.is_local or reaches(spark, of_hadoop(place.uri).partition("://")[0]):
+        folder = place / name
+    elif is_local(spark.sparkContext.master or ""):
+        folder = Place.at(tempfile.gettempdir()) / f"sibra-dist{name}"
+    else:
+        raise ConfigError(
+            f"Spark cannot read {place}, where intermediate tables would be put: add its Hadoop connector "
+            "(for s3://, spark.jars.packages=org.apache.hadoop:hadoop-aws), or set spark.work to a folder that all of "
+            "Spark's machines share"
+        )
+    return of_hadoop(folder.uri), folder.delete_all
 
 
 def _quiet_gateway(conf: SparkConf) -> object:

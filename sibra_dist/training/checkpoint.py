@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sibra_dist.data.manifest import sha256_of, write_atomically
+from sibra_dist.data.manifest import sha256_of
+from sibra_dist.data.storage import write_atomically
 from sibra_dist.errors import CheckpointError
 
 logger = logging.getLogger("sibra_dist")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from sibra_dist.data.dataset import HeldOut, open_dataset
-from sibra_dist.data.manifest import write_atomically
+from sibra_dist.data.storage import write_atomically
 from sibra_dist.evaluation.evaluate import Evaluation, evaluate
 from sibra_dist.training.ranks import Ranks, pick_device
 from sibra_dist.training.run_folder import RunFolder

@@ -174,7 +174,7 @@ class Trainer:
             self._evaluated = epoch
             if math.isnan(value):
                 raise TrainingError(
-                    f"no user of {self.dataset.path} holds anything out for validation: prepare it with such a split"
+                    f"no user of {self.dataset.place} holds anything out for validation: prepare it with such a split"
                 )
             if position.best is None or value > position.best:
                 position = replace(position, best=value, best_epoch=epoch, evaluations_since_best=0)

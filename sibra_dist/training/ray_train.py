@@ -22,7 +22,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from sibra_dist.config import to_plain, validate
 from sibra_dist.data.dataset import open_dataset
-from sibra_dist.data.manifest import write_atomically
+from sibra_dist.data.storage import write_atomically
 from sibra_dist.errors import SibraError, TrainingError
 from sibra_dist.training.config import TrainConfig, TrainingConfig
 from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run

@@ -22,7 +22,7 @@ import torch
 from sibra_dist import __version__
 from sibra_dist.config import load_config, to_yaml
 from sibra_dist.data.dataset import Dataset, open_dataset
-from sibra_dist.data.manifest import write_atomically
+from sibra_dist.data.storage import write_atomically
 from sibra_dist.errors import CheckpointError
 from sibra_dist.models import build_model
 from sibra_dist.models.base import Recommender
@@ -129,7 +129,7 @@ def open_run(path: str | Path, dataset: str | None = None, cache: Path | None = 
         raise CheckpointError(f"{run.path / 'environment.json'} cannot be read: {error}. Copy the run again") from error
     if made_from != opened.manifest.digest:
         raise CheckpointError(
-            f"{path} was made from another dataset ({made_from[:12]}) than {opened.path} ({opened.manifest.digest[:12]}). "
+            f"{path} was made from another dataset ({made_from[:12]}) than {opened.place} ({opened.manifest.digest[:12]}). "
             "Give the dataset it was trained on, or start a new run"
         )
     return run, config, opened

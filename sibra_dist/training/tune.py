@@ -22,7 +22,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from sibra_dist.config import to_plain, to_yaml, validate, with_override
 from sibra_dist.data.dataset import open_dataset
-from sibra_dist.data.manifest import write_atomically
+from sibra_dist.data.storage import write_atomically
 from sibra_dist.errors import ConfigError, TrainingError
 from sibra_dist.training.config import SearchConfig, TrainConfig, TuneConfig
 from sibra_dist.training.loop import Callbacks, Trainer
@@ -59,7 +59,7 @@ def search(
         raise ConfigError(f"{folder} holds a search already; choose another --to")
     space = _space(config, wanted)
     dataset = open_dataset(config.dataset)
-    config = config.model_copy(update={"dataset": str(dataset.path.resolve())})
+    config = config.model_copy(update={"dataset": str(dataset.place)})
     folder = folder.resolve()
     (folder / "trials").mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "config.yaml", to_yaml(config).encode())

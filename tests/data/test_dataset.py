@@ -1,16 +1,16 @@
-import json
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from sibra_dist.data.cache import cache_folder, default_cache
-from sibra_dist.data.dataset import Csr, open_dataset
-from sibra_dist.data.manifest import MANIFEST, Manifest
+from sibra_dist.data.dataset import SPLITS, Csr, HeldOut, open_dataset
+from sibra_dist.data.manifest import Manifest
 from sibra_dist.errors import DatasetError
-from tests.planted import write_planted
+from tests.planted import planted_time, planted_weight, write_planted
 
 
 @pytest.fixture
@@ -18,18 +18,25 @@ def folder(tmp_path: Path) -> Path:
     return write_planted(tmp_path / "dataset", protocol="cold_item", shards=3)
 
 
+def shard_file(folder: Path, table: str, number: int) -> Path:
+    """The file of a shard, whatever its content made it be called."""
+    (path,) = (folder / table).glob(f"part-{number:05}-????????.parquet")
+    return path
+
+
+def rows_of(folder: Path, table: str) -> list[dict[str, Any]]:
+    """The rows of a table of three shards."""
+    return [row for number in range(3) for row in pq.read_table(shard_file(folder, table, number)).to_pylist()]
+
+
 def test_arrays_equal_the_shards(folder: Path) -> None:
     dataset = open_dataset(folder)
     for side, entities, other in (("users", dataset.users, "items"), ("items", dataset.items, "users")):
-        rows = [
-            row
-            for number in range(3)
-            for row in pq.read_table(folder / f"histories/{side}/part-{number:05}.parquet")[other].to_pylist()
-        ]
+        rows = [row[other] for row in rows_of(folder, f"histories/{side}")]
         assert [
             entities.histories.indices[slice(*entities.histories.indptr[i : i + 2])].tolist() for i in range(entities.count)
         ] == [row or [] for row in rows]
-    items = [row for number in range(3) for row in pq.read_table(folder / f"items/part-{number:05}.parquet").to_pylist()]
+    items = rows_of(folder, "items")
     tags, cover = dataset.items.features["tags"], dataset.items.features["cover"]
     for row in items:
         index = row["index"]
@@ -44,7 +51,7 @@ def test_arrays_equal_the_shards(folder: Path) -> None:
 
 def test_candidates_are_the_splits_own_items_in_item_cold_start(folder: Path) -> None:
     dataset = open_dataset(folder)
-    splits = [row["split"] for n in range(3) for row in pq.read_table(folder / f"items/part-{n:05}.parquet").to_pylist()]
+    splits = [row["split"] for row in rows_of(folder, "items")]
     assert dataset.candidates("test").tolist() == [i for i, split in enumerate(splits) if split == "test"]
     assert dataset.training_items.tolist() == [i for i, split in enumerate(splits) if split == "train"]
 
@@ -65,6 +72,63 @@ def test_all_items_are_candidates_otherwise_and_the_past_is_masked(tmp_path: Pat
         expected |= {(row, item) for item in held.gather(torch.nonzero(holders == user).flatten())[0].tolist()}
     assert masked == expected
     assert len(masked) == 2 * (12 - 2)  # all of a user's items but the two that are tested
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_all_items_are_candidates_in_user_cold_start_and_nothing_is_masked(tmp_path: Path, split: HeldOut) -> None:
+    dataset = open_dataset(write_planted(tmp_path / "dataset", protocol="cold_user"))
+    assert (dataset.manifest.protocol.cold_users, dataset.manifest.protocol.cold_items) == (True, False)
+    assert dataset.candidates(split).tolist() == list(range(80))
+    assert dataset.training_items.tolist() == list(range(80))
+    holders, held = dataset.held_out[split]
+    assert holders.tolist() == torch.nonzero(dataset.users.split == SPLITS.index(split)).flatten().tolist()
+    assert len(holders) == 6
+    assert held.lengths().tolist() == [12] * 6
+    assert [rows.numel() for rows, _ in dataset.masked(split, holders.long())] == [0] * (1 if split == "validation" else 2)
+    warm = torch.nonzero(dataset.users.split == 0).flatten()
+    assert dataset.users.histories.lengths(warm).tolist() == [12] * 48
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_cold_users_are_ranked_cold_items_when_both_are_split(tmp_path: Path, split: HeldOut) -> None:
+    dataset = open_dataset(write_planted(tmp_path / "dataset", protocol="cold_both", users=200))
+    assert (dataset.manifest.protocol.cold_users, dataset.manifest.protocol.cold_items) == (True, True)
+    number = SPLITS.index(split)
+    own = torch.nonzero(dataset.items.split == number).flatten().tolist()
+    assert len(own) == 8
+    assert dataset.candidates(split).tolist() == own
+    assert dataset.training_items.tolist() == torch.nonzero(dataset.items.split == 0).flatten().tolist()
+    holders, held = dataset.held_out[split]
+    assert len(holders) > 5
+    assert set(dataset.users.split[holders.long()].tolist()) == {number}
+    assert set(held.indices.tolist()) <= set(own)
+    assert sum(rows.numel() for rows, _ in dataset.masked(split, holders.long())) == 0
+
+
+def test_weights_and_times_stand_beside_the_histories(tmp_path: Path) -> None:
+    dataset = open_dataset(write_planted(tmp_path / "dataset", columns=("weights", "times"), shards=3))
+    users, items = dataset.users.histories, dataset.items.histories
+    pairs = list(zip(torch.repeat_interleave(users.lengths()).tolist(), users.indices.tolist(), strict=True))
+    transposed = list(zip(items.indices.tolist(), torch.repeat_interleave(items.lengths()).tolist(), strict=True))
+    assert sorted(pairs) == sorted(transposed)
+    assert (items.lengths() == 0).any()  # such a row is null in the shards
+    assert dataset.users.weights is not None
+    assert dataset.items.weights is not None
+    assert dataset.users.times is not None
+    assert dataset.users.weights.dtype == dataset.items.weights.dtype == torch.float32
+    assert dataset.users.times.dtype == torch.int64
+    assert dataset.users.weights.tolist() == [planted_weight(*pair) for pair in pairs]
+    assert dataset.items.weights.tolist() == [planted_weight(*pair) for pair in transposed]
+    assert dataset.users.times.tolist() == [planted_time(*pair) for pair in pairs]
+    assert dataset.items.times is None
+
+
+@pytest.mark.parametrize("columns", [(), ("weights",), ("times",)])
+def test_a_dataset_may_have_weights_or_times_or_neither(tmp_path: Path, columns: tuple[Any, ...]) -> None:
+    dataset = open_dataset(write_planted(tmp_path / "dataset", columns=columns))
+    assert dataset.manifest.interaction_columns == columns
+    assert (dataset.users.weights is not None) == (dataset.items.weights is not None) == ("weights" in columns)
+    assert (dataset.users.times is not None) == ("times" in columns)
 
 
 def test_gather_takes_any_rows_in_any_order() -> None:
@@ -121,11 +185,11 @@ def test_folder_without_manifest_is_no_dataset(tmp_path: Path) -> None:
 def test_shard_altered_by_one_byte_is_told(folder: Path, opened_before: bool) -> None:
     if opened_before:
         open_dataset(folder)
-    shard = folder / "histories/users/part-00001.parquet"
+    shard = shard_file(folder, "histories/users", 1)
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(DatasetError, match=r"histories/users/part-00001.parquet is damaged: its content"):
+    with pytest.raises(DatasetError, match=r"histories/users/part-00001-\w{8}.parquet is damaged: its content"):
         open_dataset(folder)
 
 
@@ -133,37 +197,25 @@ def test_shard_altered_by_one_byte_is_told(folder: Path, opened_before: bool) ->
 def test_shard_cut_short_is_told(folder: Path, opened_before: bool) -> None:
     if opened_before:
         open_dataset(folder)
-    shard = folder / "items/part-00000.parquet"
+    shard = shard_file(folder, "items", 0)
     shard.write_bytes(shard.read_bytes()[:-7])
-    with pytest.raises(DatasetError, match=r"items/part-00000.parquet is damaged: \d+ bytes where the manifest says \d+"):
+    with pytest.raises(DatasetError, match=r"items/part-00000-\w{8}.parquet is damaged: \d+ bytes where the manifest says \d+"):
         open_dataset(folder)
 
 
 def test_shard_that_is_gone_is_told(folder: Path) -> None:
-    (folder / "items/part-00000.parquet").unlink()
-    with pytest.raises(DatasetError, match=r"items/part-00000.parquet cannot be read: No such file"):
+    shard_file(folder, "items", 0).unlink()
+    with pytest.raises(DatasetError, match=r"items/part-00000-\w{8}.parquet cannot be read: No such file"):
         open_dataset(folder)
 
 
-def test_newer_format_is_refused(folder: Path) -> None:
-    values = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps({**values, "format_version": 2, "something": "new"}))
-    with pytest.raises(DatasetError, match=r"format version 2, but this sibra-dist reads up to 1. Install a newer"):
+@pytest.mark.parametrize("table", ["rejected", "users"])
+def test_a_shard_that_is_not_decoded_or_was_before_is_checked_too(folder: Path, table: str) -> None:
+    open_dataset(folder)
+    shard = shard_file(folder, table, 0)
+    shard.write_bytes(shard.read_bytes()[::-1])
+    with pytest.raises(DatasetError, match=rf"{table}/part-00000-\w{{8}}.parquet is damaged: its content"):
         open_dataset(folder)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format_version": 1}'])
-def test_damaged_manifest_is_told(folder: Path, text: str) -> None:
-    (folder / MANIFEST).write_text(text)
-    with pytest.raises(DatasetError, match=r"manifest.json is damaged"):
-        open_dataset(folder)
-
-
-def test_manifest_reads_back_equal(folder: Path, tmp_path: Path) -> None:
-    manifest = Manifest.read(folder)
-    manifest.write(tmp_path)
-    assert Manifest.read(tmp_path) == manifest
-    assert Manifest.read(tmp_path).digest == manifest.digest
 
 
 def test_cache_that_cannot_be_written_is_told(folder: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ CASES: dict[str, tuple[dict[str, object], type[SibraError], tuple[str, ...]]] = 
         ("interactions.tsv", "no column userid", "did you mean user_id"),
     ),
     "folder": (interactions(path="."), SourceError, ("is a folder",)),
-    "remote": (interactions(path="s3://bucket/x"), SourceError, ("s3://bucket/x", "not on a file system of this machine")),
+    "unknown file system": (interactions(path="ftp://host/x"), SourceError, ("ftp://host/x", "s3://", "hdfs://")),
     "not parquet": (interactions(format="parquet"), SourceError, ("interactions.tsv", "cannot be read as Parquet")),
     "not npz": (
         features(format="npz", path="items.item", features={"look": {"kind": "vector"}}),
@@ -79,7 +79,7 @@ CASES: dict[str, tuple[dict[str, object], type[SibraError], tuple[str, ...]]] = 
     "nothing rated so high": (
         {"filters": {"min_rating": 9}},
         ConfigError,
-        ("filters.min_rating leaves no interactions", "below 9"),
+        ("filters.min_rating leaves no interactions", "no rating is 9.0 or more"),
     ),
     "nobody within": ({"filters": {"users": {"within": {"age": [99, 100]}}}}, ConfigError, ("filters.users leaves no",)),
     "core too high": ({"filters": {"core": 50}}, ConfigError, ("filters.core leaves no", "which is 50")),

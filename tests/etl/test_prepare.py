@@ -10,11 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
 from sibra_dist.data.manifest import Manifest, verify_shard
+from sibra_dist.data.storage import Place
 from sibra_dist.etl.config import PrepareConfig
 from sibra_dist.etl.pipeline import STAGES, prepare
-from sibra_dist.etl.write import list_schema, write_table
+from sibra_dist.etl.tables import list_rows
+from sibra_dist.etl.write import Target, write_table
 
 pytestmark = pytest.mark.spark
 
@@ -38,10 +41,10 @@ def test_small_example_is_as_worked_out_by_hand(spark: SparkSession, small: Smal
         "no item id": 1,
         "no user id": 1,
         "not in the encoding of the table": 1,
-        "time is not a number": 1,
+        "time cannot be read": 1,
         "wrong number of fields": 1,
     }
-    assert manifest.records.filtered == {"min_rating": 1, "duplicates": 1, "users": 0, "items": 0, "core": 0}
+    assert manifest.records.filtered == {"min_rating": 1, "duplicates": 1, "core": 0}
     assert manifest.records.kept == 72
     assert manifest.counts.model_dump() == {"users": 12, "items": 10, "train": 48, "validation": 12, "test": 12}
     assert manifest.rejected_side_information == {
@@ -141,15 +144,24 @@ def test_bytes_do_not_hang_on_partitions_row_order_or_shuffles(spark: SparkSessi
 
 
 def test_small_shards_hold_consecutive_ranges(spark: SparkSession, tmp_path: Path) -> None:
-    rows = [(index, [index] * 3) for index in range(50)]
-    random.Random(1).shuffle(rows)
-    frame = spark.createDataFrame(rows, "index int, items array<int>")
-    shards = write_table(frame, "index", list_schema("items"), tmp_path, "histories/users", shard_bytes=160)
-    assert [shard.rows for shard in shards] == [10] * 5
-    read = pa.concat_tables([pq.read_table(tmp_path / shard.path) for shard in shards])
+    # Three pairs of 4 bytes an entity, none for every tenth, and one entity that has more than a shard should hold: ten
+    # entities with pairs fill a shard, those without come along.
+    pairs = [(index, other) for index in range(50) for other in range(100 if index == 25 else 3) if index % 10]
+    random.Random(1).shuffle(pairs)
+    frame = spark.createDataFrame(pairs, "position int, other int")
+    target = Target(Place.at(tmp_path), shard_bytes=120)
+    written = write_table(frame, "histories/users", target, list_rows("items", (), dense=True), 50, F.lit(4))
+    assert [shard.rows for shard in written.shards] == [12, 11, 2, 1, 11, 11, 2]
+    read = pa.concat_tables([pq.read_table(tmp_path / shard.path) for shard in written.shards])
     assert read["index"].to_pylist() == list(range(50))
-    empty = write_table(frame.limit(0), "index", list_schema("items"), tmp_path, "held_out/test", shard_bytes=160)
-    assert [shard.rows for shard in empty] == [0]
+    by_hand = [None if index % 10 == 0 else list(range(100 if index == 25 else 3)) for index in range(50)]
+    assert read["items"].to_pylist() == by_hand
+    assert written.missing == (0, 5)
+    sparse = write_table(frame, "held_out/test", target, list_rows("items", (), dense=False), 50, F.lit(4))
+    read = pa.concat_tables([pq.read_table(tmp_path / shard.path) for shard in sparse.shards])
+    assert read["index"].to_pylist() == [index for index in range(50) if index % 10]
+    empty = write_table(frame.limit(0), "held_out/validation", target, list_rows("items", (), dense=False), 50, F.lit(4))
+    assert [shard.rows for shard in empty.shards] == [0]
 
 
 def test_vocabulary_and_scale_come_from_training_items_only(

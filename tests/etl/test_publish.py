@@ -37,12 +37,12 @@ def test_rerun_does_nothing_another_dataset_needs_overwrite_and_failure_leaves_a
         prepare(other, to)
     assert content(to) == before
 
-    def leaking(session: SparkSession, folder: Path) -> None:
-        raise AssertionError("1 users have test items in their training histories")
+    def leaking(*given: object, **named: object) -> None:
+        raise AssertionError("1 pairs of held_out/test are in histories/users")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "check_for_leakage", leaking)
-        with pytest.raises(AssertionError, match="test items"):
+        patch.setattr(pipeline, "check_written", leaking)
+        with pytest.raises(AssertionError, match="held_out/test"):
             prepare(other, to, overwrite=True)
     assert content(to) == before
     assert [path.name for path in to.parent.iterdir()] == ["dataset"]

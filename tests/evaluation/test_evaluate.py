@@ -19,7 +19,7 @@ from tests.planted import write_planted
 
 
 def lists(dataset: Dataset, table: str, column: str) -> dict[int, set[int]]:
-    rows = [row for path in sorted((dataset.path / table).glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    rows = [row for path in sorted((dataset.place.path / table).glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
     return {row["index"]: set(row[column] or ()) for row in rows}
 
 
@@ -28,7 +28,9 @@ def by_brute_force(model: Recommender, dataset: Dataset, split: HeldOut, k: int)
     history, validation = lists(dataset, "histories/users", "items"), lists(dataset, "held_out/validation", "items")
     relevant = lists(dataset, f"held_out/{split}", "items")
     splits = {
-        row["index"]: row["split"] for p in (dataset.path / "items").glob("*.parquet") for row in pq.read_table(p).to_pylist()
+        row["index"]: row["split"]
+        for path in (dataset.place.path / "items").glob("*.parquet")
+        for row in pq.read_table(path).to_pylist()
     }
     cold = dataset.manifest.protocol.name == "cold_item"
     scores = model.score(
