@@ -2,6 +2,8 @@
 
 import math
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
+from sibra_dist.config import to_yaml
 from sibra_dist.data.manifest import Manifest, verify_shard
 from sibra_dist.data.storage import Place
 from sibra_dist.etl.config import PrepareConfig
@@ -122,25 +125,33 @@ def test_histories_are_transposes_and_nothing_held_out_is_in_them(
         assert [by_item["users"][index].as_py() for index in cold] == [None] * 4
 
 
-def test_bytes_do_not_hang_on_partitions_row_order_or_shuffles(spark: SparkSession, small: Small, tmp_path: Path) -> None:
-    config = small(split={"protocol": "cold_item", "seed": 3})
-    first = prepare(config, tmp_path / "first")
-    source = Path(config.source)
-    heading, *lines = (source / "interactions.tsv").read_bytes().split(b"\n")
-    random.Random(5).shuffle(lines)
-    (source / "interactions.tsv").write_bytes(b"\n".join([heading, *[line for line in lines if line]]))
-    shuffles = spark.conf.get("spark.sql.shuffle.partitions") or "3"
-    spark.conf.set("spark.sql.shuffle.partitions", "7")
-    spark.conf.set("spark.sql.adaptive.enabled", "false")
-    spark.conf.set("spark.sql.files.maxPartitionBytes", "300")
-    try:
-        second = prepare(config, tmp_path / "second")
-    finally:
-        spark.conf.set("spark.sql.shuffle.partitions", shuffles)
-        spark.conf.set("spark.sql.adaptive.enabled", "true")
-        spark.conf.unset("spark.sql.files.maxPartitionBytes")
-    assert second.digest == first.digest
-    assert second.shards == first.shards
+@pytest.mark.slow
+def test_bytes_do_not_hang_on_files_partitions_row_order_or_cores(spark: SparkSession, small: Small, tmp_path: Path) -> None:
+    first = small(split={"protocol": "cold_item", "seed": 3}, history={"max_length": 4})
+    digests = {prepare(first, tmp_path / "first").digest}
+    heading, *lines = Path(first.source, "interactions.tsv").read_bytes().split(b"\n")
+    kept = [line for line in lines if line]
+    config = first.model_copy(update={"interactions": first.interactions.model_copy(update={"path": "parts-*.tsv"})})
+    was = {name: spark.conf.get(name) for name in ("spark.sql.shuffle.partitions", "spark.sql.adaptive.enabled")}
+    for parts in (1, 3, 17):
+        random.Random(parts).shuffle(kept)
+        for old in Path(config.source).glob("parts-*"):
+            old.unlink()
+        for part in range(parts):
+            Path(config.source, f"parts-{part}.tsv").write_bytes(b"\n".join([heading, *kept[part::parts]]))
+        spark.conf.set("spark.sql.shuffle.partitions", str(parts))
+        spark.conf.set("spark.sql.adaptive.enabled", "false")
+        try:
+            digests.add(prepare(config, tmp_path / f"{parts}").digest)
+        finally:
+            for name, value in was.items():
+                spark.conf.set(name, value or "")
+    # And on one core, in a process of its own.
+    (tmp_path / "prepare.yaml").write_text(to_yaml(config), encoding="utf-8")
+    call = [sys.executable, "-m", "sibra_dist.cli", "prepare", str(tmp_path / "prepare.yaml"), "spark.master=local[1]"]
+    subprocess.run([*call, "--to", str(tmp_path / "alone")], check=True, capture_output=True)
+    digests.add(Manifest.read(tmp_path / "alone").digest)
+    assert len(digests) == 1
 
 
 def test_small_shards_hold_consecutive_ranges(spark: SparkSession, tmp_path: Path) -> None:
