@@ -123,7 +123,7 @@ def crossing(points: list[Point]) -> float | None:
 
 def _told(crossing: float | None, rows: list[int]) -> str:
     if crossing is None:
-        return f"pandas is ahead at all of them, and its lead grows: no crossover up to {rows[-1]:,} rows"
+        return f"pandas is ahead at all of them: no crossover up to {rows[-1]:,} rows"
     if crossing < rows[0]:
         return "Spark is ahead at all of them"
     if crossing <= rows[-1]:

@@ -5,7 +5,7 @@ The shards are read back from where everyone will read them, each by a Spark tas
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,20 +30,20 @@ Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Task:
-    """One shard, and those it is compared with."""
+class Files:
+    """What every check may have to know; sent to each executor once."""
 
     place: Place
-    table: str
-    shard: Shard
-    start: int
-    """Rows of the table that come before."""
-    others: Mapping[str, tuple[Shard, ...]]
-    specs: tuple[FeatureSpec, ...]
-    """The features, if it is a shard of users or items."""
+    shards: Mapping[str, tuple[Shard, ...]]
+    starts: Mapping[str, tuple[int, ...]]
+    """Of tables with an index, the first index that each shard is for, and after the last shard how many there are."""
+    specs: Mapping[str, tuple[FeatureSpec, ...]]
+    """The features of `users` and `items`, without their vocabularies."""
 
 
-def check_written(spark: SparkSession, place: Place, manifest: Manifest, fitted_here: bool) -> None:
+def check_written(
+    spark: SparkSession, place: Place, manifest: Manifest, starts: Mapping[str, tuple[int, ...]], fitted_here: bool
+) -> None:
     """Check that every shard is whole, and that nothing of what is held out shows in training.
 
     No held-out pair is in a training history or in the other held-out split, entities that are new in a later split have no
@@ -53,73 +53,77 @@ def check_written(spark: SparkSession, place: Place, manifest: Manifest, fitted_
         spark: the session.
         place: where the shards are.
         manifest: what was written, and not published yet.
+        starts: by table what `Written.starts` says.
         fitted_here: whether codes and scales were fitted here and not for a dataset that this one extends.
 
     Raises:
         DatasetError: a shard is not what was written.
         AssertionError: a defect of this package; the dataset must not be published.
     """
-    tasks = []
-    for table, shards in manifest.shards.items():
-        starts = [0, *accumulate(shard.rows for shard in shards)]
-        others = {name: manifest.shards[name] for name in COMPARED.get(table, ())}
-        specs = manifest.user_features if table == "users" else manifest.item_features if table == "items" else ()
-        tasks += [Task(place, table, shard, start, others, specs) for start, shard in zip(starts, shards, strict=False)]
-    checked = spark.sparkContext.parallelize(tasks, len(tasks)).map(check_shard).collect()
+    specs = {"users": manifest.user_features, "items": manifest.item_features}
+    light = {
+        side: tuple(spec.model_copy(update={"vocabulary": spec.vocabulary and ()}) for spec in there)
+        for side, there in specs.items()
+    }
+    files = spark.sparkContext.broadcast(Files(place, manifest.shards, dict(starts), light))
+    tasks = [(table, number) for table, shards in manifest.shards.items() for number in range(len(shards))]
+
+    def check(task: tuple[str, int]) -> tuple[list[str], dict[str, Any]]:
+        return check_shard(files.value, *task)
+
+    try:
+        checked = spark.sparkContext.parallelize(tasks, len(tasks)).map(check).collect()
+    finally:
+        files.destroy()
     faults = [fault for found, _ in checked for fault in found]
     if fitted_here:
-        for side, specs in (("users", manifest.user_features), ("items", manifest.item_features)):
-            shown = [summary for task, (_, summary) in zip(tasks, checked, strict=True) if task.table == side]
-            faults += [fault for spec in specs for fault in _unlearned(spec, shown)]
+        for side, there in specs.items():
+            shown = [summary for (table, _), (_, summary) in zip(tasks, checked, strict=True) if table == side]
+            faults += [fault for spec in there for fault in _unlearned(spec, shown)]
     assert not faults, f"{len(faults)} defects in what was written: {'; '.join(faults[:3])}"
 
 
-def check_shard(task: Task) -> tuple[list[str], dict[str, Any]]:
+def check_shard(files: Files, table: str, number: int) -> tuple[list[str], dict[str, Any]]:
     """What is wrong with a shard, and what the training entities in it show of each feature; runs in a Spark worker."""
-    rows = read_verified_shard(task.place, task.shard)
-    faults: list[str] = []
-    if task.table in ("users", "items"):
-        faults += _misnumbered(rows, task)
+    shard = files.shards[table][number]
+    rows = read_verified_shard(files.place, shard)
+    if table in files.specs:
         training = rows.filter(pc.equal(rows["split"], "train"))
-        return faults, {spec.name: _shown(training[spec.name].combine_chunks(), spec) for spec in task.specs}
-    if task.table.startswith("histories/"):
-        faults += _misnumbered(rows, task)
-        for start, other in _overlapping(task, rows):
-            splits = read_shard(task.place, other, ["split"])["split"].slice(max(task.start - start, 0))
-            first = max(start - task.start, 0)
-            held = pc.and_(pc.not_equal(splits, "train").combine_chunks().slice(0, rows.num_rows - first), True)
-            listed = rows.column(1).slice(first, len(held)).is_valid()
-            known = pc.sum(pc.and_(held, listed.combine_chunks())).as_py() or 0
+        shown = {spec.name: _shown(training[spec.name].combine_chunks(), spec) for spec in files.specs[table]}
+        return _misnumbered(rows, files, table, number), shown
+    faults: list[str] = []
+    if table.startswith("histories/"):
+        faults += _misnumbered(rows, files, table, number)
+        first = files.starts[table][number]
+        listed = rows.column(1).is_valid().to_numpy()
+        for start, other in _overlapping(files, table, number):
+            later = pc.not_equal(read_shard(files.place, other, ["split"])["split"], "train").to_numpy()
+            low, high = max(start, first), min(start + len(later), first + len(listed))
+            known = int((later[low - start : high - start] & listed[low - first : high - first]).sum())
             if known:
-                faults.append(f"{known} entities that {task.shard.path} should not know have training histories")
-    if task.table.startswith("held_out/"):
+                faults.append(f"{known} entities that are new in a later split have training histories in {shard.path}")
+    if table.startswith("held_out/"):
         mine = _pairs(rows)
-        for _, other in _overlapping(task, rows):
-            theirs = _pairs(read_shard(task.place, other, ["index", "items"]))
-            shared = np.intersect1d(mine, theirs, assume_unique=True).size
+        for _, other in _overlapping(files, table, number):
+            shared = np.intersect1d(mine, _pairs(read_shard(files.place, other, ["index", "items"])), assume_unique=True).size
             if shared:
-                faults.append(f"{shared} pairs of {task.shard.path} are in {other.path}")
+                faults.append(f"{shared} pairs of {shard.path} are in {other.path}")
     return faults, {}
 
 
-def _overlapping(task: Task, rows: pa.Table) -> Iterator[tuple[int, Shard]]:
-    """The shards that may speak of the same indices, and the index of the first row of each, where rows are dense."""
-    if rows.num_rows == 0:
-        return
-    low, high = rows["index"][0].as_py(), rows["index"][-1].as_py()
-    for name, shards in task.others.items():
-        start = 0
-        for shard in shards:
-            # Of held-out tables only users with something held out have rows, so that rows do not tell the index.
-            if name.startswith("held_out/") or (start <= high and start + shard.rows > low):
+def _overlapping(files: Files, table: str, number: int) -> Iterator[tuple[int, Shard]]:
+    """The shards to compare with that are for some of the same indices, and the first index that each is for."""
+    low, high = files.starts[table][number : number + 2]
+    for name in COMPARED[table]:
+        for (start, end), shard in zip(pairwise(files.starts[name]), files.shards[name], strict=True):
+            if start < high and end > low:
                 yield start, shard
-            start += shard.rows
 
 
-def _misnumbered(rows: pa.Table, task: Task) -> list[str]:
-    expected = np.arange(task.start, task.start + task.shard.rows)
-    right = rows.num_rows == task.shard.rows and np.array_equal(rows["index"].to_numpy(), expected)
-    return [] if right else [f"{task.shard.path} does not hold the indices from {task.start} on"]
+def _misnumbered(rows: pa.Table, files: Files, table: str, number: int) -> list[str]:
+    expected = np.arange(*files.starts[table][number : number + 2])
+    path = files.shards[table][number].path
+    return [] if np.array_equal(rows["index"].to_numpy(), expected) else [f"{path} does not hold the indices that it should"]
 
 
 def _pairs(rows: pa.Table) -> Indices:
@@ -132,10 +136,12 @@ def _pairs(rows: pa.Table) -> Indices:
 
 
 def _shown(values: pa.Array, spec: FeatureSpec) -> Any:
-    """Which codes there are, or how many rows of numbers, their sum, sum of squares, least and largest by element."""
+    """Which codes there are, a bit each; or of numbers how many, and by element sum, sum of squares, least and largest."""
     if spec.vocabulary is not None:
         codes = values.flatten() if spec.kind == "tags" else values.drop_null()
-        return np.unique(codes.to_numpy(zero_copy_only=False))
+        seen = np.zeros(spec.size, dtype=bool)
+        seen[codes.to_numpy(zero_copy_only=False)] = True
+        return np.packbits(seen)
     if spec.kind != "numeric" or spec.scale is None:
         return None
     matrix = values.drop_null().flatten().to_numpy(zero_copy_only=False).astype(np.float64).reshape(-1, spec.size)
@@ -148,8 +154,9 @@ def _unlearned(spec: FeatureSpec, summaries: Sequence[Mapping[str, Any]]) -> lis
     """What of a feature does not come from the training entities, as it is in the files."""
     shown = [summary[spec.name] for summary in summaries if summary[spec.name] is not None]
     if spec.vocabulary is not None:
-        strange = set(range(spec.size)) - {int(code) for codes in shown for code in codes}
-        return [f"{len(strange)} codes of {spec.name} are of no training entity"] if strange else []
+        seen = np.unpackbits(np.bitwise_or.reduce(shown), count=spec.size)
+        strange = int(spec.size - seen.sum())
+        return [f"{strange} codes of {spec.name} are of no training entity"] if strange else []
     if not shown:
         return []
     count = sum(part[0] for part in shown)

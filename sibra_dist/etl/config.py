@@ -39,10 +39,12 @@ class TableConfig(Config):
     @classmethod
     def _encodes_line_ends_as_ascii(cls, encoding: str) -> str:
         try:
-            codecs.lookup(encoding)
-        except LookupError as error:
-            raise ValueError(f"no encoding is called {encoding!r}; write for example utf-8 or latin-1") from error
-        if "\n".encode(encoding) != b"\n":
+            if codecs.lookup(encoding).name == "utf-8-sig":
+                return "utf-8"  # whose byte order mark is left out in any case
+            line_end = "\n".encode(encoding)
+        except (LookupError, UnicodeError) as error:
+            raise ValueError(f"no encoding of text is called {encoding!r}; write for example utf-8 or latin-1") from error
+        if line_end != b"\n":
             raise ValueError(f"lines of {encoding} text cannot be told apart by their bytes; convert the file to utf-8")
         return encoding
 
@@ -67,6 +69,12 @@ class SplitPaths(Config):
     train: Columns
     validation: Columns
     test: Columns
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Self:
+        if not (self.train and self.validation and self.test):
+            raise ValueError("name at least one file for each of train, validation and test")
+        return self
 
 
 class InteractionsConfig(TableConfig):
@@ -131,7 +139,7 @@ class FeatureConfig(Config):
     column: Columns | None = None
     """The column or columns it is read from; by default the one of the feature's own name. numeric and vector may have
     several numbers, text several texts."""
-    separator: str = "|"
+    separator: Annotated[str, Field(min_length=1)] = "|"
     """tags, vector: what stands between two of them, where the column is text and no JSON list."""
     scale: Literal["standard", "minmax", "none"] = "standard"
     """numeric: fitted on the training entities."""
@@ -144,6 +152,8 @@ class FeatureConfig(Config):
 
     @model_validator(mode="after")
     def _has_several_columns_only_where_they_make_one(self) -> Self:
+        if self.column is not None and not self.column:
+            raise ValueError("name at least one column, or leave `column` out")
         if self.kind in ("category", "tags") and isinstance(self.column, tuple):
             raise ValueError(f"a {self.kind} feature is read from one column; only numeric, vector and text may have several")
         return self
@@ -171,6 +181,15 @@ class EntityFilter(Config):
     max_count: Annotated[int, Field(ge=1)] | None = None
     """And may have at the most: more is a robot, or a shop's carrier bag."""
 
+    @model_validator(mode="after")
+    def _lets_something_pass(self) -> Self:
+        for column, (low, high) in self.within.items():
+            if low > high:
+                raise ValueError(f"within.{column} begins above its end: write [low, high]")
+        if self.max_count is not None and self.max_count < self.min_count:
+            raise ValueError("max_count is below min_count")
+        return self
+
     @property
     def columns(self) -> tuple[str, ...]:
         """The raw columns it looks at."""
@@ -196,7 +215,7 @@ class SplitConfig(Config):
     protocol: Literal[
         "random", "temporal_user", "leave_one_out", "temporal_global", "cold_item", "cold_user", "cold_both", "fixed"
     ] = "random"
-    seed: int = 0
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] = 0
     validation: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     """Never nothing: early stopping needs it. `leave_one_out` and `fixed` take no shares."""
     test: Share = 0.1
@@ -252,7 +271,7 @@ class PrepareConfig(Config):
     history: HistoryConfig = HistoryConfig()
     max_rejected_share: Share = 0.01
     """The job fails when a larger share of a table's records cannot be used. Side information of unknown ids does not count."""
-    shard_mebibytes: Annotated[int, Field(ge=1)] = 128
+    shard_mebibytes: Annotated[int, Field(ge=1, le=1024)] = 128
     """Size that a shard is aimed at, before compression."""
     spark: SparkConfig = SparkConfig()
 
@@ -289,11 +308,13 @@ class PrepareConfig(Config):
     def _feature_names_are_one_per_side(self) -> Self:
         for side, tables in (("users", self.users), ("items", self.items)):
             names = [name for table in tables for name in table.features]
-            reserved = {"index", "id", "split", "interactions", "unknown"}
+            # Spark tells no capitals from small letters.
+            folded = [name.casefold() for name in names]
+            reserved = {"index", "id", "split", "interactions", "unknown", "key", "position"}
             for name in names:
-                if names.count(name) > 1:
+                if folded.count(name.casefold()) > 1:
                     raise ValueError(f"{side}: feature {name} is defined twice")
-                if name in reserved or not name.isidentifier():
+                if name.casefold() in reserved or name.startswith("_") or not name.isidentifier():
                     taken = ", ".join(sorted(reserved))
                     raise ValueError(f"{side}: {name!r} cannot name a feature; use a plain word other than {taken}")
             entity_filter = self.filters.users if side == "users" else self.filters.items

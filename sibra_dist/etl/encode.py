@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sibra_dist.data.manifest import FeatureKind, FeatureSpec
+from sibra_dist.errors import SourceError
 
 
 def encode_category(values: pa.Array, spec: FeatureSpec) -> pa.Array:
@@ -58,6 +59,10 @@ ENCODERS: dict[FeatureKind, Callable[[pa.Array, FeatureSpec], pa.Array]] = {
 
 def lists(rows: np.ndarray[Any, Any], values: np.ndarray[Any, Any], count: int) -> pa.Array:
     """A list array of `count` rows from values and the ascending row of each; a row without values is null."""
+    if len(values) >= 1 << 31:
+        raise SourceError(
+            "the lists of one shard have more than 2**31 elements; set history.max_length, or a smaller shard_mebibytes"
+        )
     lengths = np.bincount(rows, minlength=count) if len(rows) else np.zeros(count, np.int64)
     offsets = np.zeros(count + 1, np.int32)
     np.cumsum(lengths, out=offsets[1:])
@@ -76,5 +81,5 @@ def _matrix(values: pa.Array, size: int) -> np.ndarray[Any, Any]:
     """Lists of `size` numbers each as the rows of a matrix of float64; zero where there is no list."""
     matrix = np.zeros((len(values), size), np.float64)
     present = values.is_valid().to_numpy(zero_copy_only=False)
-    matrix[present] = values.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, size)
+    matrix[present] = values.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(int(present.sum()), size)
     return matrix

@@ -14,10 +14,11 @@ from pyspark.sql import functions as F
 
 from sibra_dist.config import to_plain
 from sibra_dist.data.manifest import FeatureSpec, Side
-from sibra_dist.errors import SourceError
+from sibra_dist.errors import ConfigError, SourceError
 from sibra_dist.etl.config import FeatureConfig
 from sibra_dist.etl.extend import Former
 from sibra_dist.etl.text import encode_text
+from sibra_dist.etl.validate import LISTED
 from sibra_dist.etl.work import Work
 
 GRID_BITS = 40
@@ -38,8 +39,13 @@ def joined(tables: Sequence[DataFrame]) -> DataFrame | None:
 
     def merged(name: str) -> Column:
         parts = [(place, table.select(f"{name}.*").columns) for place, table in enumerate(tables)]
-        fields = [F.col(f"{name}_{place}").getField(field).alias(field) for place, names in parts for field in names]
-        return F.struct(*fields).alias(name)
+        fields = [
+            F.col(f"{name}_{place}").getField(field).alias(field)
+            for place, names in parts
+            for field in names
+            if field != LISTED
+        ]
+        return F.struct(F.lit(True).alias(LISTED), *fields).alias(name)
 
     return together.select("key", merged("features"), merged("raw"))
 
@@ -120,14 +126,14 @@ def _fit_vocabularies(
     eligible = counts.where(is_eligible)
     small = [place for name, place in places.items() if seen.get(place, _Seen()).eligible <= configs[name].max_size]
     chosen: dict[int, list[str]] = {place: [] for place in places.values()}
-    for row in eligible.where(F.col("feature").isin(small)).select("feature", "value").collect():
+    for row in sorted(eligible.where(F.col("feature").isin(small)).collect(), key=lambda row: (-row["training"], row["value"])):
         chosen[row["feature"]].append(row["value"])
     for name, place in places.items():
         if place not in small:
             order = eligible.where(F.col("feature") == place).orderBy(F.desc("training"), "value")
             chosen[place] = [row["value"] for row in order.limit(configs[name].max_size).select("value").collect()]
     vocabularies = {
-        name: _vocabulary(sorted(chosen[place]), seen.get(place, _Seen()), former.get(name), configs[name].max_size)
+        name: _vocabulary(chosen[place], seen.get(place, _Seen()), former.get(name), configs[name].max_size)
         for name, place in places.items()
     }
     rows = [(places[name], value) for name, words in vocabularies.items() for value in words if value is not None]
@@ -153,13 +159,16 @@ def _of_feature(place: int) -> Callable[[Column], Column]:
 
 
 def _vocabulary(values: Sequence[str], seen: _Seen, former: FeatureSpec | None, largest: int) -> tuple[str | None, ...]:
-    """The value of each code: those of the dataset that is extended and then new ones, or all in the order of the text."""
+    """The value of each code: those of the dataset that is extended and then new ones, or all in the order of the text.
+
+    `values` come by how common they are.
+    """
     if former is not None and former.vocabulary is not None:
-        known = set(former.vocabulary)
+        known = {value for value in former.vocabulary if value is not None}
         room = max(largest - len(known), 0)
-        return (*former.vocabulary, *[value for value in values if value not in known][:room])
+        return (*former.vocabulary, *sorted([value for value in values if value not in known][:room]))
     # A code for the rest is there if training shows any rest: else no model could learn what it means.
-    return ((None,) if seen.in_training > len(values) else ()) + tuple(values)
+    return ((None,) if seen.in_training > len(values) else ()) + tuple(sorted(values))
 
 
 def _fit_numbers(
@@ -168,7 +177,9 @@ def _fit_numbers(
     """Lengths of vectors and lists of numbers, and the scales of the latter."""
     if not configs:
         return {}
-    bounds = wide.agg(*[part for name in configs for part in (F.min(F.size(name)), F.max(F.size(name)))]).collect()[0]
+    bounds = wide.agg(*[part for name in configs for part in (F.min(F.array_size(name)), F.max(F.array_size(name)))]).collect()[
+        0
+    ]
     specs: dict[str, FeatureSpec] = {}
     for place, (name, config) in enumerate(configs.items()):
         low, high = bounds[2 * place], bounds[2 * place + 1]
@@ -183,12 +194,16 @@ def _fit_numbers(
             encoder=to_plain(config.encoder) if config.kind == "text" else None,
             missing=0,
         )
-    scaled = {name: specs[name] for name, config in configs.items() if config.kind == "numeric" and config.scale != "none"}
-    for name in scaled:
-        earlier = former.get(name)
-        if earlier is not None and earlier.scale is not None:
-            specs[name] = specs[name].model_copy(update={"offset": earlier.offset, "scale": earlier.scale})
-    anew = [(name, place) for name, spec in scaled.items() if specs[name].scale is None for place in range(spec.size)]
+    for name, spec in specs.items():
+        if name in former and former[name].size and spec.size not in (0, former[name].size):
+            raise ConfigError(
+                f"{side}: feature {name} has {spec.size} elements, and {former[name].size} in the dataset that is extended; "
+                "keep its columns, or give it another name"
+            )
+        if name in former:
+            specs[name] = spec.model_copy(update={"offset": former[name].offset, "scale": former[name].scale})
+    scaled = [name for name, config in configs.items() if config.kind == "numeric" and config.scale != "none"]
+    anew = [(name, place) for name in scaled if name not in former for place in range(specs[name].size)]
     training = wide.where(F.col("split") == "train")
     columns = [training[name][place].alias(f"{name}_{place}") for name, place in anew]
     fitted = fit_scales(training.select(*columns), [configs[name].scale for name, _ in anew]) if anew else []

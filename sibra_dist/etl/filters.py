@@ -78,7 +78,8 @@ def one_of(pairs: DataFrame, *order: str, last: bool = True) -> DataFrame:
 def summed(pairs: DataFrame) -> DataFrame:
     """Of the rows of each pair the latest, with the sum of all weights: in decimals, which add up exactly in any order."""
     latest = [F.max(name).alias(name) for name in _others(pairs) if name != "weight"]
-    total = F.sum(F.col("weight").cast("decimal(28,9)")).cast("double").alias("weight")
+    exact = F.sum(F.col("weight").cast("decimal(28,9)")).cast("double")
+    total = F.when(F.count("*") == 1, F.max("weight")).otherwise(exact).alias("weight")
     return pairs.groupBy("user", "item").agg(*latest, total, *_of_all(pairs))
 
 
@@ -141,13 +142,16 @@ def k_core(pairs: DataFrame, k: int, work: Work) -> DataFrame:
     """
     if k <= 1:
         return pairs
-    count = pairs.count()
+    count, former = pairs.count(), None
     while True:
         for key in ("user", "item"):
             frequent = pairs.groupBy(key).count().where(F.col("count") >= k).select(key)
             pairs = pairs.join(frequent, key, "left_semi")
-        pairs = work.store(pairs, "core")
+        pairs, path = work.stored(pairs, "core")
         count, before = pairs.count(), count
+        if former is not None:  # the round that this one was made from
+            work.delete(former)
+        former = path
         if count == before:
             return pairs
 

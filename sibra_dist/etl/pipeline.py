@@ -20,9 +20,9 @@ from sibra_dist.etl.files import fingerprints
 from sibra_dist.etl.filters import filter_interactions
 from sibra_dist.etl.indexing import SIDES, index_entities, number_ids, with_indices
 from sibra_dist.etl.inputs import Inputs, read_interactions, read_side_information, usable_interactions
-from sibra_dist.etl.publish import check_place, existing_dataset, hold, recorded, writing
+from sibra_dist.etl.publish import check_place, existing_dataset, hold, quietly, recorded, writing
 from sibra_dist.etl.reading import unreadable_files
-from sibra_dist.etl.session import fit_partitions, spark_session, work_folder
+from sibra_dist.etl.session import settled, spark_session, work_folder
 from sibra_dist.etl.splits import Input, drawn, first_seen, split_interactions
 from sibra_dist.etl.tables import (
     PAIR_TABLES,
@@ -72,20 +72,16 @@ def prepare(
     check_place(place)
     with spark_session(config.spark) as spark, unreadable_files():
         sources = fingerprints(spark, inputs.all())
-        manifest = existing_dataset(place, config, sources, former.digest, overwrite)
-        if manifest is not None:
-            logger.info("%s already holds this dataset; nothing to do", place)
-            return manifest
-        with hold(place), writing(place), ExitStack() as cleanup:
-            fit_partitions(spark, config.spark, sum(source.bytes for source in sources))
+        with hold(place), writing(place), settled(spark, config.spark, sources), ExitStack() as cleanup:
+            manifest = existing_dataset(place, config, sources, former.digest, overwrite)
+            if manifest is not None:
+                logger.info("%s already holds this dataset; nothing to do", place)
+                return manifest
             uri, delete = work_folder(spark, config.spark, place)
-            cleanup.callback(delete)
-            tell = progress or (lambda stage: None)
-            manifest = _make(
-                config, inputs, sources, former, Target(place, config.shard_mebibytes << 20), Work(spark, uri), tell
-            )
-            tell("verify")
-            check_written(spark, place, manifest, fitted_here=former.digest is None)
+            cleanup.callback(quietly, delete)
+            work = Work(spark, uri)
+            work.check_shared()
+            manifest = _make(config, inputs, sources, former, place, work, progress or (lambda stage: None))
             manifest.write(place)
     return manifest
 
@@ -95,11 +91,12 @@ def _make(
     inputs: Inputs,
     sources: tuple[Source, ...],
     former: Former,
-    target: Target,
+    place: Place,
     work: Work,
     progress: Callable[[str], None],
 ) -> Manifest:
-    """Write every shard, and say what they are."""
+    """Write every shard, check them all, and say what they are."""
+    target = Target(place, config.shard_mebibytes << 20)
     progress("read")
     checked = read_interactions(inputs, work)
 
@@ -152,7 +149,7 @@ def _make(
             shards[table] = (write_shard(learned, target.place, table, 0)[0],)
     specs = {side: with_missing(table.specs, written[side]) for side, (table, _) in entities.items()}
     side_reasons = sum((Counter(read.reasons) for read in information.values()), Counter())
-    return Manifest(
+    manifest = Manifest(
         name=config.name,
         package_version=sibra_dist.__version__,
         protocol=Protocol(
@@ -174,3 +171,8 @@ def _make(
         config=recorded(config),
         sources=sources,
     )
+
+    progress("verify")
+    starts = {table: shown.starts for table, shown in written.items()}
+    check_written(work.spark, place, manifest, starts, fitted_here=former.digest is None)
+    return manifest

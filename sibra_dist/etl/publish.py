@@ -5,10 +5,12 @@ and can be read. Then the manifest takes the place of the old one, in one step, 
 """
 
 import fcntl
+import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
@@ -16,8 +18,10 @@ from pyspark.errors import PySparkException
 from sibra_dist.config import to_plain
 from sibra_dist.data.manifest import MANIFEST, Manifest, Source
 from sibra_dist.data.storage import Place
-from sibra_dist.errors import DatasetError, SourceError
+from sibra_dist.errors import DatasetError
 from sibra_dist.etl.config import PrepareConfig
+
+logger = logging.getLogger("sibra_dist")
 
 MACHINE_SPECIFIC = ("source", "spark")
 """Fields of the configuration that say where and with what a dataset is made, and nothing of what is in it."""
@@ -25,7 +29,7 @@ WORK = ".work-"
 TABLE = r"(users|items|histories/(users|items)|held_out/(validation|test)|rejected|fitted/(users|items)/\w+)"
 SHARD_NAME = re.compile(rf"{TABLE}/part-\d+-[0-9a-f]{{8}}\.parquet")
 WRITE_TROUBLE = re.compile(r"\b(?:OSError|PermissionError): (\[Errno \d+\] .+)|(No space left on device|Permission denied)")
-LEFTOVER = re.compile(rf"({TABLE}/)?\.[^/]+\.partial|{re.escape(WORK)}.*")
+LEFTOVER = re.compile(rf"({TABLE}/)?\.[^/]+\.[0-9a-f]{{32}}\.partial|{re.escape(WORK)}[0-9a-f]{{12}}/.+")
 """What a preparation that was killed may leave besides shards that no manifest lists."""
 
 
@@ -64,6 +68,11 @@ def existing_dataset(
             f"{place} holds a dataset made from another configuration or other files; "
             "add --overwrite to replace it, or name another folder"
         )
+    for shard in manifest.all_shards():
+        status = place.status(shard.path)
+        if status is None or status[0] != shard.bytes:
+            logger.warning("%s is damaged (%s); making it again", place, shard.path)
+            return None
     return manifest
 
 
@@ -80,7 +89,15 @@ def hold(place: Place) -> Iterator[None]:
         try:
             yield
         finally:
-            _sweep(place)
+            quietly(partial(_sweep, place))
+
+
+def quietly(delete: Callable[[], None]) -> None:
+    """Delete what is not needed any more; where that fails, the preparation has not failed."""
+    try:
+        delete()
+    except (OSError, DatasetError) as error:
+        logger.warning("what is not needed any more could not be deleted: %s", error)
 
 
 @contextmanager
@@ -97,7 +114,8 @@ def writing(place: Place) -> Iterator[None]:
         raise DatasetError(f"{place} cannot be written: {error.strerror or error}. {remedy}") from error
     except (PySparkException, Py4JJavaError) as error:
         told = WRITE_TROUBLE.search(str(error))
-        if told is None or SourceError.__name__ in str(error):  # a source that cannot be read is another matter
+        # What cannot be read is another matter.
+        if told is None or re.search(r"SourceError|DatasetError|FAILED_READ_FILE", str(error)):
             raise
         raise DatasetError(f"{place} cannot be written: {told[1] or told[2]}. {remedy}") from error
 

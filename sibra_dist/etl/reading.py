@@ -15,7 +15,7 @@ from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 
 from sibra_dist.data.storage import filesystem
-from sibra_dist.errors import SourceError
+from sibra_dist.errors import DatasetError, SourceError
 
 BLOCK = 1 << 22
 """Bytes that are read at once."""
@@ -87,15 +87,16 @@ def unreadable_files() -> Iterator[None]:
     """Turn Spark's word that a task cannot read a file into ours.
 
     Raises:
-        SourceError: the file, the reason and what to do.
+        SourceError, DatasetError: the file, the reason and what to do.
     """
     try:
         yield
     except (PySparkException, Py4JJavaError) as error:
         text = str(error)
-        ours = re.search(rf"{SourceError.__module__}\.{SourceError.__name__}: (.+)", text)
-        if ours is not None:
-            raise SourceError(ours[1]) from error
+        for kind in (SourceError, DatasetError):
+            ours = re.search(rf"{kind.__module__}\.{kind.__name__}: (.+)", text)
+            if ours is not None:
+                raise kind(ours[1]) from error
         gone = re.search(r"\[PATH_NOT_FOUND\] [^:]*: (\S+?)\.\s", text)
         if gone is not None:
             raise _not_there(_ours(gone[1])) from error

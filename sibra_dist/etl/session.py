@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -17,10 +17,12 @@ from pyspark.errors import PySparkRuntimeError
 from pyspark.java_gateway import launch_gateway
 from pyspark.sql import SparkSession
 
+from sibra_dist.data.manifest import Source
 from sibra_dist.data.storage import Place
 from sibra_dist.errors import ConfigError, SibraError
 from sibra_dist.etl.config import SparkConfig
 from sibra_dist.etl.frames import of_hadoop, reaches
+from sibra_dist.etl.work import is_local
 
 OLDEST_JAVA = 17
 TASK_ATTEMPTS = 4
@@ -39,9 +41,9 @@ def spark_session(config: SparkConfig) -> Iterator[SparkSession]:
     Raises:
         SibraError: there is no Java that Spark can run on.
     """
-    active = SparkSession.getActiveSession()
-    if active is not None:
-        yield active
+    running = SparkContext._active_spark_context is not None
+    if running:
+        yield SparkSession.getActiveSession() or SparkSession.builder.getOrCreate()
         return
     session = SparkSession.builder.appName("sibra-dist prepare").getOrCreate() if SUBMITTED in os.environ else _start(config)
     try:
@@ -83,11 +85,6 @@ def _settings(config: SparkConfig) -> dict[str, str]:
     return settings | config.settings
 
 
-def is_local(master: str) -> bool:
-    """Whether Spark runs in one process of this machine."""
-    return re.fullmatch(r"local(\[.*\])?", master) is not None
-
-
 def with_retries(master: str) -> str:
     """A local master that, as a cluster does, runs a task again that failed; by itself it would give up at once.
 
@@ -98,15 +95,27 @@ def with_retries(master: str) -> str:
     return f"local[{cores[1] or 1},{TASK_ATTEMPTS}]" if cores else master
 
 
-def fit_partitions(spark: SparkSession, config: SparkConfig, input_bytes: int) -> None:
-    """Let shuffles have a partition for every 32 MiB of input, where nobody has said how many there should be.
+@contextmanager
+def settled(spark: SparkSession, config: SparkConfig, inputs: Sequence[Source]) -> Iterator[None]:
+    """Give the session the SQL settings that a preparation relies on, and its own again afterwards.
 
-    Spark joins small ones again as it goes, but it cannot divide further than it was told.
+    Shuffles get a partition for every 32 MiB of input, where nobody has said how many there should be: Spark joins small ones
+    again as it goes, but it cannot divide further than it was told. How large a table or query is, only Spark knows.
     """
+    wanted = {"spark.sql.ansi.enabled": "true", "spark.sql.session.timeZone": "UTC"}
     name = "spark.sql.shuffle.partitions"
-    if SUBMITTED not in os.environ and name not in config.settings and spark.sparkContext.getConf().get(name) is None:
-        cores = spark.sparkContext.defaultParallelism
-        spark.conf.set(name, str(min(max(4 * cores, input_bytes // PARTITION_BYTES), 10_000)))
+    sized = all(source.bytes for source in inputs)
+    if sized and name not in config.settings and spark.sparkContext.getConf().get(name) is None:
+        parts = sum(source.bytes for source in inputs) // PARTITION_BYTES
+        wanted[name] = str(min(max(4 * spark.sparkContext.defaultParallelism, parts), 10_000))
+    former = {key: spark.conf.get(key) for key in wanted}
+    for key, value in wanted.items():
+        spark.conf.set(key, value)
+    try:
+        yield
+    finally:
+        for key, was in former.items():
+            spark.conf.set(key, was or "")
 
 
 def work_folder(spark: SparkSession, config: SparkConfig, place: Place) -> tuple[str, Callable[[], None]]:

@@ -162,7 +162,7 @@ def _width(frame: DataFrame) -> Column:
             widths.append(F.coalesce(F.octet_length(value), F.lit(0)))
         elif isinstance(field.dataType, ArrayType):
             width = 4 if isinstance(field.dataType.elementType, NumericType) else 16
-            widths.append(width * F.coalesce(F.size(value), F.lit(0)))
+            widths.append(width * F.coalesce(F.array_size(value), F.lit(0)))
         else:
             widths.append(F.lit(4))
     return reduce(Column.__add__, widths, F.lit(0))

@@ -35,7 +35,11 @@ LATEST = 1 << 53
 """Milliseconds further from 1970 than this are no time: a float64 cannot count them."""
 
 NO_USER, NO_ITEM, NO_ID = "no user id", "no item id", "no id"
-BAD_RATING, BAD_WEIGHT, BAD_NUMBER = "rating is not a finite number", "weight is not a finite number", "not a finite number"
+BAD_RATING, BAD_WEIGHT, BAD_NUMBER = "rating is not a finite number", "weight is not a number up to 1e15", "not a finite number"
+LARGEST_WEIGHT = 1e15
+"""Larger ones could not be summed exactly."""
+LISTED = "_listed"
+"""A field that a struct has in any case: one without fields cannot be stored."""
 BAD_TIME, BAD_SPLIT = "time cannot be read", "split is not train, validation or test"
 UNKNOWN_ID, DUPLICATE_ID = "unknown id", "duplicate id"
 SPLIT_NAMES = {
@@ -63,10 +67,13 @@ def check_interactions(records: DataFrame, table: InteractionsConfig, name: str)
     user, item = _id(table.user, kinds, name), _id(table.item, kinds, name)
     reason = F.when(F.col("fault").isNotNull(), F.col("fault")).when(user.isNull(), NO_USER).when(item.isNull(), NO_ITEM)
     columns = [user.alias("user"), item.alias("item")]
-    for field, column, fault in (("rating", table.rating, BAD_RATING), ("weight", table.weight, BAD_WEIGHT)):
+    for field, column, fault, largest in (
+        ("rating", table.rating, BAD_RATING, LARGEST),
+        ("weight", table.weight, BAD_WEIGHT, LARGEST_WEIGHT),
+    ):
         if column is not None:
             number = _number(column, kinds, name)
-            reason = reason.when(~_is_finite(number), fault)
+            reason = reason.when(~_is_finite(number, largest), fault)
             columns.append(number.alias(field))
     if table.time is not None:
         time = _milliseconds(table.time, kinds, name, table.time_format)
@@ -119,8 +126,8 @@ def check_features(records: DataFrame, table: FeatureTableConfig, raw: Sequence[
         "record",
         "values",
         identifier.alias("id"),
-        F.struct(*features).alias("features"),
-        F.struct(F.lit(True).alias("listed"), *seen).alias("raw"),
+        F.struct(F.lit(True).alias(LISTED), *features).alias("features"),
+        F.struct(F.lit(True).alias(LISTED), *seen).alias("raw"),
         reason.alias("reason"),
     )
     checked = checked.join(ids.select("id", "key"), "id", "left").withColumn(
@@ -269,7 +276,12 @@ def _number(column: str, kinds: Mapping[str, DataType], told: str) -> Column:
         return number_in(value)
     if not isinstance(kinds[column], NumericType | TimestampType):
         raise _misfit(column, kinds[column], told, "it should hold numbers")
-    return value.cast("double")
+    return _unsigned_zero(value.cast("double"))
+
+
+def _unsigned_zero(number: Column) -> Column:
+    """The number, with -0.0 as 0.0: Spark takes them for equal, so that which of them is the least would hang on the order."""
+    return number + F.lit(0.0)
 
 
 def number_in(text: Column) -> Column:
@@ -277,7 +289,7 @@ def number_in(text: Column) -> Column:
     digits = F.trim(text)
     # Java takes 1d, 2f and 0x1p3 for numbers too. A regular expression would say so, but takes longer than all else together.
     is_decimal = F.substring(digits, -1, 1).isin(*"0123456789.") & ~F.contains(F.lower(digits), F.lit("x"))
-    return F.when(is_decimal, digits.try_cast("double"))
+    return _unsigned_zero(F.when(is_decimal, digits.try_cast("double")))
 
 
 def _milliseconds(column: str, kinds: Mapping[str, DataType], told: str, written: str) -> Column:
@@ -322,9 +334,9 @@ def _is_absent(column: str, kinds: Mapping[str, DataType]) -> Column:
     return value.isNull() | F.isnan(value.cast("double"))
 
 
-def _is_finite(number: Column) -> Column:
-    """Whether a number is there and fits into a float32."""
-    return F.coalesce(F.abs(number) <= LARGEST, F.lit(False))
+def _is_finite(number: Column, largest: float = LARGEST) -> Column:
+    """Whether a number is there and no larger than can be stored."""
+    return F.coalesce(F.abs(number) <= largest, F.lit(False))
 
 
 def _misfit(column: str, kind: DataType, told: str, expected: str) -> SourceError:

@@ -45,6 +45,8 @@ class Written:
     shards: tuple[Shard, ...]
     missing: tuple[int, ...]
     """Nulls in each column."""
+    starts: tuple[int, ...]
+    """The first position that each shard is for, and after the last shard the number of positions."""
 
 
 def write_table(frame: DataFrame, table: str, target: Target, build: Build, positions: int, width: Column) -> Written:
@@ -78,7 +80,7 @@ def write_table(frame: DataFrame, table: str, target: Target, build: Build, posi
     lines = numbered.groupBy("_shard").applyInArrow(write, SHARD_COLUMNS).collect()
     described = sorted((line.asDict() for line in lines), key=lambda line: str(line["path"]))
     missing = [sum(counts) for counts in zip(*[line.pop("missing") for line in described], strict=True)]
-    return Written(tuple(Shard(**line) for line in described), tuple(missing))
+    return Written(tuple(Shard(**line) for line in described), tuple(missing), tuple(starts))
 
 
 def write_shard(rows: pa.Table, place: Place, table: str, number: int) -> tuple[Shard, list[int]]:
