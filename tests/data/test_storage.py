@@ -205,8 +205,10 @@ def start_writer(place: Place) -> "subprocess.Popen[str]":
     Not this one: Arrow closes an abandoned stream while it holds the interpreter, so that a server here could not answer.
     """
     code = f"""
+import signal
 import sys
 from sibra_dist.data.storage import Place
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
 input()
 try:
     Place.at(sys.argv[1]).write("a.bin", bytes(range(256)) * {len(LARGE) // 256})

@@ -81,6 +81,7 @@ def write_small(source: Path) -> None:
     (source / "users.dat").write_text("\n".join(users) + "\n", encoding="latin-1")
     items = [f"i{item:02}\t{('drama comedy drama', 'comedy', '')[item % 3]}" for item in range(1, 11)]
     (source / "items.item").write_text("item_id:token\tgenres:token_seq\n" + "\n".join(items) + "\n", encoding="utf-8")
+    (source / "other.tsv").write_text("vector_id\tcolour\nv1\tred\nv2\tblue\n", encoding="utf-8")
     ids = [f"i{item:02}" for item in range(2, 11)]
     vectors = [[float(place), 0.5] for place in range(8)] + [[float("nan"), 1.0]]
     pq.write_table(pa.table({"item": ids, "vector": pa.array(vectors, pa.list_(pa.float64()))}), source / "vectors.parquet")

@@ -71,6 +71,11 @@ CASES: dict[str, tuple[dict[str, object], type[SibraError], tuple[str, ...]]] = 
             "rating is not a finite number: 2 records, such as 'interactions.tsv: u01",
         ),
     ),
+    "table of other ids": (
+        features(id="vector_id", path="other.tsv", format="delimited", features={"colour": {"kind": "category"}}),
+        SourceError,
+        ("none of the 2 ids of other.tsv is in the interactions", "check the column `id`"),
+    ),
     "unknown bound": (
         {"filters": {"users": {"within": {"agee": [1, 2]}}}},
         SourceError,
@@ -138,11 +143,38 @@ def test_archive_with_other_arrays_is_told(spark: SparkSession, small: Small, tm
         ({"encoding": "utf-16"}, "convert the file to utf-8"),
         ({"header": False}, "give their names"),
         ({"separator": ""}, "separator"),
+        ({"encoding": "rot13"}, "utf-8 or latin-1"),
+        ({"path": []}, "name at least one file"),
+        ({"path": {"train": "a", "validation": "b", "test": []}}, "each of train, validation and test"),
     ],
 )
 def test_unusable_text_formats_are_refused(changes: dict[str, object], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         validate(PrepareConfig, {"name": "x", "interactions": {"path": "x.tsv", **changes}}, where="x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"items": [{"path": "x", "id": "i", "features": {"Key": {"kind": "category"}}}]}, "'Key' cannot name a feature"),
+        ({"items": [{"path": "x", "id": "i", "features": {n: {"kind": "tags"} for n in ("a", "A")}}]}, "defined twice"),
+        (
+            {"items": [{"path": "x", "id": "i", "features": {"a": {"kind": "tags", "column": ["b", "c"]}}}]},
+            "read from one column",
+        ),
+        ({"items": [{"path": "x", "id": "i", "features": {"a": {"kind": "text", "column": []}}}]}, "at least one column"),
+        ({"filters": {"users": {"within": {"age": [9, 1]}}}}, "begins above its end"),
+        ({"filters": {"items": {"min_count": 5, "max_count": 2}}}, "max_count is below min_count"),
+        ({"filters": {"duplicates": "sum"}}, "set interactions.weight"),
+        ({"split": {"protocol": "temporal_user"}}, "set interactions.time"),
+        ({"split": {"protocol": "fixed"}}, "needs to be told the split"),
+        ({"split": {"seed": 1 << 70}}, "split.seed"),
+        ({"history": {"max_length": 5, "keep": "latest"}}, "set interactions.time"),
+    ],
+)
+def test_contradictions_are_told_before_anything_is_read(changes: dict[str, object], told: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        validate(PrepareConfig, {"name": "x", "interactions": {"path": "x.tsv"}, **changes}, where="x.yaml")
 
 
 def test_old_or_absent_java_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

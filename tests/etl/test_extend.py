@@ -86,4 +86,7 @@ def test_dataset_that_cannot_be_extended_is_told(spark: SparkSession, small: Sma
     users["features"]["city"]["kind"] = "text"
     with pytest.raises(ConfigError, match="users: feature city is not made as it is in"):
         prepare(small(users=[users]), tmp_path / "new", extend=tmp_path / "old")
+    (tmp_path / "old" / Manifest.read(tmp_path / "old").shards["users"][0].path).unlink()
+    with pytest.raises(DatasetError, match=r"old/users/part-.* cannot be read"):
+        prepare(small(), tmp_path / "new", extend=tmp_path / "old")
     assert not (tmp_path / "new").exists()

@@ -201,3 +201,37 @@ def test_vocabulary_and_scale_come_from_training_items_only(
     assert [(row["own"], row["kind"]) for row in cold] == [([0], None)] * 2
     assert year.offset == (1990.0 + min(training),)
     assert year.scale == (float(max(training) - min(training)),)
+
+
+def test_feature_that_nobody_has_is_absent_for_all(spark: SparkSession, small: Small, tmp_path: Path, table: ReadTable) -> None:
+    features = {"year": {"kind": "numeric"}, "kind": {"kind": "category"}, "own": {"kind": "tags"}}
+    config = small(items=[{"path": "empty.tsv", "id": "item_id", "features": features}])
+    lines = [f"i{item:02}\t\t\t" for item in range(1, 11)]
+    Path(config.source, "empty.tsv").write_text("item_id\town\tkind\tyear\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    manifest = prepare(config, tmp_path / "dataset")
+    assert {spec.name: (spec.size, spec.missing) for spec in manifest.item_features} == dict.fromkeys(features, (0, 10))
+    rows = table(tmp_path / "dataset", manifest, "items")
+    assert all(rows[name].null_count == 10 for name in features)
+
+
+def test_weights_and_times_stand_beside_the_histories(
+    spark: SparkSession, small: Small, tmp_path: Path, table: ReadTable
+) -> None:
+    interactions = {"path": "interactions.tsv", "rating": "rating", "weight": "rating", "time": "time"}
+    manifest = prepare(small(interactions=interactions), tmp_path / "dataset")
+    assert manifest.interaction_columns == ("weights", "times")
+    given = {}
+    for line in Path(small().source, "interactions.tsv").read_bytes().decode("latin-1").splitlines()[1:]:
+        fields = line.split("\t")
+        if len(fields) == 4 and fields[3].isdigit() and fields[2].isdigit() and int(fields[2]) >= 3:
+            given[fields[0], fields[1]] = max(given.get((fields[0], fields[1]), (0, 0.0)), (int(fields[3]), float(fields[2])))
+    users, items = [table(tmp_path / "dataset", manifest, side)["id"].to_pylist() for side in ("users", "items")]
+    for row in table(tmp_path / "dataset", manifest, "histories/users").to_pylist():
+        for item, weight, time in zip(row["items"], row["weights"], row["times"], strict=True):
+            assert (time, weight) == (
+                1000 * given[users[row["index"]], items[item]][0],
+                given[users[row["index"]], items[item]][1],
+            )
+    for row in table(tmp_path / "dataset", manifest, "histories/items").to_pylist():
+        for user, weight in zip(row["users"], row["weights"], strict=True):
+            assert weight == given[users[user], items[row["index"]]][1]

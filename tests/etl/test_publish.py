@@ -58,6 +58,23 @@ def test_rerun_does_nothing_another_dataset_needs_overwrite_and_failure_leaves_a
         prepare(other, to)
 
 
+def test_damaged_dataset_is_made_again_and_what_is_not_ours_stays(
+    spark: SparkSession, small: Small, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    to = tmp_path / "dataset"
+    manifest = prepare(small(), to)
+    (to / ".git").mkdir()
+    (to / ".git" / "config").write_text("theirs", encoding="utf-8")
+    (to / ".work-notes").write_text("theirs", encoding="utf-8")
+    (to / "users" / "part-00007-01234567.parquet").write_text("a leftover", encoding="utf-8")
+    before = content(to)
+    (to / manifest.shards["users"][0].path).unlink()
+    with caplog.at_level(logging.WARNING, logger="sibra_dist"):
+        assert prepare(small(), to) == manifest
+    assert "is damaged" in caplog.text
+    assert content(to) == {name: digest for name, digest in before.items() if "01234567" not in name}
+
+
 def test_folder_that_is_no_dataset_is_left_alone(small: Small, tmp_path: Path) -> None:
     to = tmp_path / "thesis"
     to.mkdir()
