@@ -235,3 +235,31 @@ def test_weights_and_times_stand_beside_the_histories(
     for row in table(tmp_path / "dataset", manifest, "histories/items").to_pylist():
         for user, weight in zip(row["users"], row["weights"], strict=True):
             assert weight == given[users[user], items[row["index"]]][1]
+
+
+@pytest.mark.parametrize("by", ["files", "column"])
+def test_fixed_split_is_taken_as_it_is_given(
+    spark: SparkSession, small: Small, tmp_path: Path, table: ReadTable, by: str
+) -> None:
+    source = Path(small().source)
+    pairs = [(f"u{user}", f"i{item}") for user in range(4) for item in range(6)]
+    splits = {pair: ("test" if place % 6 == 5 else "val" if place % 6 == 4 else "train") for place, pair in enumerate(pairs)}
+    if by == "files":
+        # As Elliot writes them: without a heading, item 5 in the test file only.
+        for name in ("train", "val", "test"):
+            lines = [f"{user}\t{item}\t4.0\t1" for (user, item), split in splits.items() if split == name]
+            (source / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        paths = {"train": "train.tsv", "validation": "val.tsv", "test": "test.tsv"}
+        interactions: dict[str, object] = {"path": paths, "header": ["user_id", "item_id", "rating", "time"]}
+    else:
+        rows = {"user_id": [u for u, _ in splits], "item_id": [i for _, i in splits], "part": list(splits.values())}
+        pq.write_table(pa.table(rows), source / "split.parquet")
+        interactions = {"path": "split.parquet", "format": "parquet", "split": "part"}
+    config = small(interactions=interactions, users=[], items=[], filters={}, split={"protocol": "fixed"})
+    manifest = prepare(config, tmp_path / "dataset")
+    assert manifest.counts.model_dump() == {"users": 4, "items": 6, "train": 16, "validation": 4, "test": 4}
+    items = table(tmp_path / "dataset", manifest, "items").to_pylist()
+    assert [row["split"] for row in items] == ["train"] * 4 + ["validation", "test"]
+    assert table(tmp_path / "dataset", manifest, "histories/users")["items"].to_pylist() == [[0, 1, 2, 3]] * 4
+    assert table(tmp_path / "dataset", manifest, "held_out/validation")["items"].to_pylist() == [[4]] * 4
+    assert table(tmp_path / "dataset", manifest, "held_out/test")["items"].to_pylist() == [[5]] * 4
