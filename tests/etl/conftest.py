@@ -1,5 +1,6 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +11,9 @@ from sibra_dist.data.manifest import Manifest
 from sibra_dist.etl.config import PrepareConfig, SparkConfig
 from sibra_dist.etl.session import spark_session
 
+if TYPE_CHECKING:
+    from tests.object_store import ObjectStore
+
 
 @pytest.fixture(scope="session")
 def spark() -> Iterator[SparkSession]:
@@ -18,6 +22,16 @@ def spark() -> Iterator[SparkSession]:
         SparkConfig(master="local[2]", driver_memory="1g", settings={"spark.sql.shuffle.partitions": "3"})
     ) as session:
         yield session
+
+
+@pytest.fixture
+def bucket(spark: SparkSession, s3: str, object_store: "ObjectStore") -> Iterator[str]:
+    """The URI of a bucket that Spark's Python workers reach as well, though they began before it."""
+    environment = spark.sparkContext.environment
+    environment.update(object_store.environment)
+    yield s3
+    for name in object_store.environment:
+        del environment[name]
 
 
 @pytest.fixture

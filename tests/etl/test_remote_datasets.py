@@ -1,6 +1,6 @@
 """Datasets in an object store, which cannot rename: made, replaced and kept as on a disk."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,16 +18,6 @@ from tests.object_store import ObjectStore
 pytestmark = pytest.mark.spark
 
 Small = Callable[..., PrepareConfig]
-
-
-@pytest.fixture
-def bucket(spark: SparkSession, s3: str, object_store: ObjectStore) -> Iterator[str]:
-    """The URI of a bucket that Spark's Python workers reach as well, though they began before it."""
-    environment = spark.sparkContext.environment
-    environment.update(object_store.environment)
-    yield s3
-    for name in object_store.environment:
-        del environment[name]
 
 
 def upload(source: Path, place: Place) -> None:

@@ -3,7 +3,7 @@
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +25,6 @@ from tests.etl.sources import faults_of, rows_of, table_of, values_of
 from tests.object_store import ObjectStore
 
 pytestmark = pytest.mark.spark
-
-
-@pytest.fixture
-def bucket(spark: SparkSession, s3: str, object_store: ObjectStore) -> Iterator[str]:
-    """The URI of a bucket that Spark's Python workers reach as well, though they began before it."""
-    environment = spark.sparkContext.environment
-    environment.update(object_store.environment)
-    yield s3
-    for name in object_store.environment:
-        del environment[name]
 
 
 def saved(write: Callable[[io.BytesIO], object]) -> bytes:
