@@ -75,7 +75,7 @@ def prepare(
         with hold(place), writing(place), settled(spark, config.spark, sources), ExitStack() as cleanup:
             manifest = existing_dataset(place, config, sources, former.digest, overwrite)
             if manifest is not None:
-                logger.info("%s already holds this dataset; nothing to do", place)
+                logger.info("nothing to do: %s already holds this dataset", to)
                 return manifest
             uri, delete = work_folder(spark, config.spark, place)
             cleanup.callback(quietly, delete)
