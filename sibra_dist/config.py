@@ -96,13 +96,15 @@ def with_override(values: Mapping[str, Any], dotted: str, value: Any) -> dict[st
 def validate(kind: type[ConfigType], values: Mapping[str, Any], where: str) -> ConfigType:
     """Build a `kind` from plain values, or raise a `ConfigError` that names the first wrong key.
 
-    Unknown keys are told first: a misspelt name often makes a required one missing too.
+    Unknown keys are told first: a misspelt name often makes a required one missing too. What a configuration's own check
+    says comes before a wrong type: where a value may be of several kinds, every kind it is not complains of its type.
     """
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        details = sorted(error.errors(), key=lambda detail: detail["type"] not in {"extra_forbidden", "invalid_key"})
-        raise ConfigError(f"{where}: {_explain(kind, details[0])}") from error
+        told_first = {"extra_forbidden": 0, "invalid_key": 0, "value_error": 1}
+        detail = min(error.errors(), key=lambda detail: told_first.get(detail["type"], 2))
+        raise ConfigError(f"{where}: {_explain(kind, detail)}") from error
 
 
 def to_plain(config: Config) -> dict[str, Any]:

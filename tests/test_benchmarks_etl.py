@@ -54,7 +54,7 @@ def reason_against(fields: list[str]) -> str | None:
         "no user id": not user,
         "no item id": not item,
         "rating is not a finite number": not rating.isdecimal(),
-        "time is not a number": not time.isdecimal(),
+        "time cannot be read": not time.isdecimal(),
     }
     return next((reason for reason, found in faults.items() if found), None)
 

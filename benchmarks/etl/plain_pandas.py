@@ -119,7 +119,7 @@ def read_interactions(source: Path) -> tuple[pd.DataFrame, list[pd.DataFrame]]:
             "no user id": text["user_id"] == "",
             "no item id": text["item_id"] == "",
             "rating is not a finite number": ~np.isfinite(rating),
-            "time is not a number": ~np.isfinite(time),
+            "time cannot be read": ~np.isfinite(time),
         }
         flags = [np.asarray(fault, dtype=bool) for fault in faults.values()]
         bad = np.logical_or.reduce(flags)

@@ -44,7 +44,7 @@ UNUSABLE = {
     "no user id": (0.0002, "user_id", ""),
     "no item id": (0.0002, "item_id", ""),
     "rating is not a finite number": (0.0003, "rating", "n/a"),
-    "time is not a number": (0.0001, "time", "yesterday"),
+    "time cannot be read": (0.0001, "time", "yesterday"),
 }
 SHORT, SHORT_SHARE = "wrong number of fields", 0.0002
 """Rows that end after the item."""
