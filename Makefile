@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DATASET := data/ml-100k-cold-item
+# Processes that run tests. Each may start Spark with 1 GiB, or a Ray cluster of two workers.
+TEST_PROCESSES ?= 2
 
 # What `make demo` trains: runs/demo/<name>, each from a recipe. Zero workers means in this process.
 DEMO := sibrar pop random
@@ -59,7 +61,7 @@ runs/demo/%/evaluation/test/metrics.json: | $(DATASET)/manifest.json
 	$(BIN)/sibra-dist evaluate runs/demo/$*
 
 test: java install ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal
 
 lint: install ## check formatting, style and types
 	$(BIN)/ruff format --check .

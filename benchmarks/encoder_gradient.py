@@ -1,4 +1,4 @@
-"""The gradient of the interactions table: both forms of `BagSum` against PyTorch's own, on the shape of MovieLens 1M.
+"""The gradient of the interactions table: two forms of `bag_sum` against PyTorch's own, on the shape of MovieLens 1M.
 
     python -m benchmarks.encoder_gradient
 
@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sibra_dist.data.dataset import Csr
-from sibra_dist.models import encoders
-from sibra_dist.models.encoders import SORTING_COST, BagSum
+from sibra_dist.models import histories as module
+from sibra_dist.models.histories import SORTING_COST, Histories, Whole, bag_sum
 
 ENTITIES, OTHERS, NNZ, WIDTH = 5_816, 3_294, 640_000, 256
 
@@ -27,29 +27,29 @@ ENTITIES, OTHERS, NNZ, WIDTH = 5_816, 3_294, 640_000, 256
 def main() -> None:
     """Measure and print."""
     torch.set_num_threads(1)
-    histories, transposed = _random_histories()
+    histories = _random_histories()
     weight = torch.randn(OTHERS, WIDTH, requires_grad=True)
     table = Table(
         "share of entities", "entries", "sorted", "transposed", "picked", "PyTorch", "ratio", box=None, pad_edge=False
     )
     for share in (0.01, 0.05, 0.1, 0.3, 0.5, 0.7, 1.0):
         entities = torch.randperm(ENTITIES)[: round(share * ENTITIES)].sort().values
-        columns, starts = histories.gather(entities)
+        read = histories.whole(entities)
         upstream = torch.randn(len(entities), WIDTH)
 
-        sums = BagSum.apply(weight, entities, histories, transposed)  # type: ignore[no-untyped-call]
-        bags = F.embedding_bag(columns.long(), weight, starts, mode="sum")
+        sums = bag_sum(weight, read, Whole(entities, histories))
+        bags = F.embedding_bag(read.columns.long(), weight, read.starts, mode="sum")
         ours = partial(torch.autograd.grad, sums, weight, upstream, retain_graph=True)
-        with mock.patch.object(encoders, "SORTING_COST", 0.0):
+        with mock.patch.object(module, "SORTING_COST", 0.0):
             by_sorting = _milliseconds(ours)
-        with mock.patch.object(encoders, "SORTING_COST", 1e9):
+        with mock.patch.object(module, "SORTING_COST", 1e9):
             by_transposing = _milliseconds(ours)
         theirs = _milliseconds(partial(torch.autograd.grad, bags, weight, upstream, retain_graph=True))
-        transposes = len(columns) * SORTING_COST >= histories.nnz
+        transposes = len(read.columns) * SORTING_COST >= histories.rows.nnz
         picked = by_transposing if transposes else by_sorting
         table.add_row(
             f"{share:.0%}",
-            f"{len(columns):,}",
+            f"{len(read.columns):,}",
             f"{by_sorting:.1f}",
             f"{by_transposing:.1f}",
             "transposed" if transposes else "sorted",
@@ -59,13 +59,13 @@ def main() -> None:
     Console(width=100).print(table)
 
 
-def _random_histories() -> tuple[Csr, Csr]:
+def _random_histories() -> Histories:
     """Popularity falls with rank, as in real data."""
     torch.manual_seed(0)
     items = torch.multinomial(1 / torch.arange(20.0, 20 + OTHERS), NNZ, replacement=True)
     pairs = torch.unique(torch.randint(ENTITIES, (NNZ,)) * OTHERS + items)
     rows, columns = pairs // OTHERS, pairs % OTHERS
-    return _csr(rows, columns, ENTITIES), _csr(columns, rows, OTHERS)
+    return Histories(_csr(rows, columns, ENTITIES), _csr(columns, rows, OTHERS))
 
 
 def _csr(rows: torch.Tensor, columns: torch.Tensor, count: int) -> Csr:

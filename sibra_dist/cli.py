@@ -156,18 +156,23 @@ def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     split: Annotated[Literal["validation", "test"], typer.Option(help="The split to rank.")] = "test",
     hide: Annotated[
-        list[str] | None, typer.Option(help="A modality the model shall not see, such as items.interactions.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=SHARE]",
+            help="A modality that the model shall not see, such as items.interactions; with =0.25 of a quarter of them.",
+        ),
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="Where the run's dataset lies now, if it has moved.")] = None,
     workers: Workers = 0,
 ) -> None:
     """Evaluate a run's best model by full ranking."""
+    from sibra_dist.data.presence import read_hide
     from sibra_dist.data.storage import Place
     from sibra_dist.report import evaluation_table
     from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run, read_evaluation
     from sibra_dist.training.run_folder import open_run
 
-    request = EvaluationRequest(split, tuple(hide or ()), str(Place.at(dataset)) if dataset else None)
+    request = EvaluationRequest(split, read_hide(hide or ()), str(Place.at(dataset)) if dataset else None)
     folder, settings, _ = open_run(run, request.dataset)
     if workers == 0:
         evaluate_run(folder, request)
@@ -209,6 +214,36 @@ def report(runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Evalu
     from sibra_dist.report import comparison_table
 
     console.print(comparison_table(runs), soft_wrap=True)
+
+
+@app.command()
+def models(
+    name: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="The model whose options are wanted.")] = None,
+) -> None:
+    """List the models, or the options of one of them."""
+    from sibra_dist.catalogue import models_table, options_table
+
+    console.print(models_table() if name is None else options_table(name), soft_wrap=True)
+
+
+@app.command()
+def params(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="CONFIG... [key=value]...", help="Configurations to compare, and settings for all.")
+    ],
+) -> None:
+    """Count the parameters of models, part by part and side by side: params cobrar dmf dataset=FOLDER."""
+    from sibra_dist.catalogue import parameter_counts, parameters_table
+    from sibra_dist.data.dataset import open_dataset
+    from sibra_dist.training.config import TrainConfig
+
+    configs = [argument for argument in arguments if "=" not in argument]
+    overrides = [argument for argument in arguments if "=" in argument]
+    if not configs:
+        raise ConfigError("give at least one CONFIG: a YAML file, or the name of a packaged recipe")
+    settings = [(Path(config).stem, load_config(TrainConfig, config, overrides)) for config in configs]
+    counted = [(name, parameter_counts(config.model, open_dataset(config.dataset))) for name, config in settings]
+    console.print(parameters_table(counted), soft_wrap=True)
 
 
 @app.command()

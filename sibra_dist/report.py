@@ -127,6 +127,8 @@ def comparison_table(runs: Sequence[Path]) -> Table:
     # Folded, not cut off: runs that are named by the time they began differ in their last letters.
     columns = (Column(name, overflow="fold") for name in results)
     table = Table(Column("test split", no_wrap=True), *columns, box=None, pad_edge=False)
+    if any(result["hidden"] for result in results.values()):
+        table.add_row("without", *(", ".join(result["hidden"]) or "-" for result in results.values()))
     for name in [name for name in COMPARED if name in found] or found:
         values = [result["metrics"].get(f"test/{name}") for result in results.values()]
         table.add_row(name, *("-" if value is None else f"{value:.4f}" for value in values))

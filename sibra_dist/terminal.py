@@ -66,8 +66,8 @@ def _figures(progress: "TrainingProgress") -> str:
     parts = [f"loss {progress.loss:.4f}"]
     if progress.metric is not None and progress.best is not None:
         parts.append(f"{progress.monitor} {progress.metric:.4f} (best {progress.best:.4f})")
-    if progress.positives_per_second > 0:  # a run that resumes at the end of an epoch has not measured any
-        parts.append(f"{progress.positives_per_second:,.0f} positives/s")
+    if progress.examples_per_second > 0:  # a run that resumes at the end of an epoch has not measured any
+        parts.append(f"{progress.examples_per_second:,.0f} examples/s")
         parts.append(f"at most {duration(progress.seconds_left)} left")
     return "  ".join(parts)
 

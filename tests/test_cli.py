@@ -36,7 +36,7 @@ PREPARE = {
 SIDE = {"input_size": 8, "hidden_sizes": [8]}
 TRAIN = {
     "dataset": "dataset",
-    "model": {"type": "sibrar", "embedding_size": 4, "users": SIDE, "items": {**SIDE, "draws": 2}},
+    "model": {"type": "single_branch", "embedding_size": 4, "users": SIDE, "items": {**SIDE, "draws": 2, "contrast": {}}},
     "training": {"batch_size": 32, "negatives": 2, "epochs": 2, "device": "cpu"},
 }
 
@@ -234,6 +234,23 @@ BAD_INPUT = {
     "key of another command": ("prepare train.yaml --to new", "unknown key dataset; "),
     "value of the wrong kind": ("train pop dataset=dataset training.epochs=many", "training.epochs: "),
     "unknown modality": ("train train.yaml model.items.modalities=[coverr] --to runs/pop", "runs/pop holds a run already"),
+    "hide in training what is not read": (
+        'train train.yaml training.hide={"items.coverr":0.5} --to runs/never',
+        "training.hide items.coverr: the model reads no such modality; did you mean items.cover?",
+    ),
+    "hide in evaluation what is not read": (
+        'train train.yaml evaluation.hide={"users.cover":0.5} --to runs/never',
+        "evaluation.hide users.cover: the model reads no such modality; did you mean ",
+    ),
+    "labels that are not there": (
+        "train train.yaml training.labels=weights training.loss=bce --to runs/never",
+        "training.labels is weights, but the interactions of ",
+        " have none. Set training.labels to binary, or prepare the dataset with weights",
+    ),
+    "labels for another loss": (
+        "train train.yaml training.labels=weights",
+        "labels weights are read by the loss bce, not by bpr",
+    ),
     "no such folder": ("train pop dataset=nowhere", "nowhere is not a dataset: it has no manifest.json"),
     "folder without manifest": ("train pop dataset=bare", "bare is not a dataset: it has no manifest.json. Make one: "),
     "shard cut short": ("train pop dataset=cut", "part-00001-", ".parquet is damaged: ", "bytes where the manifest says"),
@@ -258,6 +275,7 @@ BAD_INPUT = {
     "evaluate on another dataset": ("evaluate runs/sibrar --dataset other", "was made from another dataset"),
     "evaluate on no dataset": ("evaluate runs/sibrar --dataset bare", "bare is not a dataset"),
     "hide what is not read": ("evaluate runs/sibrar --hide items.coverr", "--hide items.coverr: ", "mean items.cover?"),
+    "hide of no share": ("evaluate runs/sibrar --hide items.cover=2", "--hide items.cover=2: '2' is not a share from 0 to 1"),
     "hide of a baseline": ("evaluate runs/pop --hide items.cover", "the model reads no such modality"),
     "report without evaluation": (
         "report runs/pop runs/new",
@@ -302,6 +320,14 @@ def test_input_that_spark_finds_bad_is_one_line_and_changes_nothing(world: Path,
     before = content(world)
     assert_one_line(*call(command, world), tuple(told))
     assert content(world) == before
+
+
+def test_a_hidden_share_is_told_in_the_table_and_in_the_name_of_the_file(world: Path, call: Call) -> None:
+    code, out, _ = call("evaluate runs/sibrar --hide items.cover=0.5 --hide users.club", world)
+    assert code == 0
+    assert "test split, without items.cover=0.5, users.club: " in out
+    result = world / "runs/sibrar/evaluation/test/metrics-without-items.cover=0.5-users.club.json"
+    assert json.loads(result.read_text())["hidden"] == ["items.cover=0.5", "users.club"]
 
 
 def test_bad_input_in_a_process_of_its_own(world: Path) -> None:

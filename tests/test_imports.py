@@ -25,9 +25,10 @@ ROOMS = {
     "training": ("evaluation", "models", "losses", "data"),
     "description": ("data",),
     "describe": ("description", "data"),
+    "catalogue": ("models", "data"),
     "report": ("training", "evaluation", "data", "describe", "description"),
     "terminal": ("training", "data"),
-    "cli": ("terminal", "etl", "data", "training", "evaluation", "describe", "report"),
+    "cli": ("terminal", "etl", "data", "training", "evaluation", "describe", "report", "catalogue"),
 }
 ENGINES = {
     "pyspark": ("etl",),

@@ -1,108 +1,218 @@
+"""One contract for all losses: the textbook's formula, finite gradients, and padding that counts for nothing."""
+
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed
+import torch.multiprocessing
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from sibra_dist.losses import LOSSES, symmetric_info_nce
+from sibra_dist.losses import LOSSES, batch_info_nce, gather_rows, symmetric_info_nce
 
-NUM_CANDIDATES = 100
+Row = list[Any]
+"""What one example is made of, as plain numbers."""
 
 
 def sigmoid(value: float) -> float:
     return 1 / (1 + math.exp(-value))
 
 
-def textbook_bpr(positive: float, negatives: list[float]) -> float:
-    return sum(-math.log(sigmoid(positive - negative)) for negative in negatives) / len(negatives)
+def textbook_bpr(scores: list[float], label: float, log_counts: list[float]) -> float:
+    return sum(-math.log(sigmoid(scores[0] - negative)) for negative in scores[1:]) / len(log_counts)
 
 
-def textbook_bce(positive: float, negatives: list[float]) -> float:
-    terms = [-math.log(sigmoid(positive)), *(-math.log(1 - sigmoid(negative)) for negative in negatives)]
-    return sum(terms) / len(terms)
+def textbook_bce(scores: list[float], label: float, log_counts: list[float]) -> float:
+    own = -label * math.log(sigmoid(scores[0])) - (1 - label) * math.log(1 - sigmoid(scores[0]))
+    return (own + sum(-math.log(1 - sigmoid(negative)) for negative in scores[1:])) / len(scores)
 
 
-def textbook_sampled_softmax(positive: float, negatives: list[float]) -> float:
-    others = sum(math.exp(negative) * NUM_CANDIDATES / len(negatives) for negative in negatives)
-    return -math.log(math.exp(positive) / (math.exp(positive) + others))
+def textbook_sampled_softmax(scores: list[float], label: float, log_counts: list[float]) -> float:
+    others = sum(math.exp(score) * math.exp(count) for score, count in zip(scores[1:], log_counts, strict=True))
+    return -math.log(math.exp(scores[0]) / (math.exp(scores[0]) + others))
 
 
 TEXTBOOK = {"bpr": textbook_bpr, "bce": textbook_bce, "sampled_softmax": textbook_sampled_softmax}
-logits = st.floats(-8, 8, width=32)
-score_rows = st.integers(2, 6).flatmap(
-    lambda width: st.lists(st.lists(logits, min_size=width, max_size=width), min_size=1, max_size=4)
-)
 
 
-def test_every_loss_has_its_textbook_formula_here() -> None:
+def textbook_info_nce(a: list[list[float]], b: list[list[float]], temperature: float) -> list[float]:
+    """Of each row of a and b, what it costs to find the other in both directions."""
+    size = range(len(a))
+    similar = [[math.exp(sum(x * y for x, y in zip(p, q, strict=True)) / temperature) for q in b] for p in a]
+    rows = [-math.log(similar[i][i] / sum(similar[i])) for i in size]
+    columns = [-math.log(similar[i][i] / sum(row[i] for row in similar)) for i in size]
+    return [row + column for row, column in zip(rows, columns, strict=True)]
+
+
+@dataclass(frozen=True)
+class Contract:
+    """A loss, as all are tested."""
+
+    loss: Callable[..., Tensor]
+    """(weights [B], one tensor [B, ...] for each part of an example) -> [B]"""
+    textbook: Callable[[list[Row]], list[float]]
+    """The losses of examples, in float64."""
+    example: Callable[[st.SearchStrategy[float]], st.SearchStrategy[Row]]
+    """Examples of one shape, given the numbers that they are made of."""
+    differentiated: int
+    """So many of an example's parts, from the first, have a gradient."""
+    numbers: st.SearchStrategy[float]
+    extremes: st.SearchStrategy[float]
+
+
+def scored(numbers: st.SearchStrategy[float]) -> st.SearchStrategy[Row]:
+    """Scores of a positive and 3 negatives, a label, log counts."""
+    logs = st.lists(st.floats(-2, 6, width=32), min_size=3, max_size=3)
+    return st.tuples(st.lists(numbers, min_size=4, max_size=4), st.floats(0, 1, width=32), logs).map(list)
+
+
+def viewed(*shape: int) -> Callable[[st.SearchStrategy[float]], st.SearchStrategy[Row]]:
+    """Two views of that shape."""
+
+    def example(numbers: st.SearchStrategy[float]) -> st.SearchStrategy[Row]:
+        view: st.SearchStrategy[Any] = numbers
+        for size in reversed(shape):
+            view = st.lists(view, min_size=size, max_size=size)
+        return st.tuples(view, view).map(list)
+
+    return example
+
+
+def of_scores(name: str) -> Contract:
+    return Contract(
+        lambda weights, *parts: LOSSES[name](*parts),
+        lambda rows: [TEXTBOOK[name](*row) for row in rows],
+        scored,
+        1,
+        st.floats(-8, 8, width=32),
+        st.sampled_from([-1e4, 0.0, 1e4]),
+    )
+
+
+COORDINATES, LONG = st.floats(-2, 2, width=32), st.sampled_from([-100.0, 0.0, 100.0])
+CONTRACTS = {
+    **{name: of_scores(name) for name in LOSSES},
+    "symmetric_info_nce": Contract(
+        lambda weights, a, b: symmetric_info_nce(a, b, 0.5),
+        lambda rows: [sum(textbook_info_nce(a, b, 0.5)) / len(a) for a, b in rows],
+        viewed(3, 2),
+        2,
+        COORDINATES,
+        LONG,
+    ),
+    "batch_info_nce": Contract(
+        lambda weights, a, b: batch_info_nce(a, b, weights, 0.5),
+        lambda rows: textbook_info_nce([a for a, _ in rows], [b for _, b in rows], 0.5),
+        viewed(3),
+        2,
+        COORDINATES,
+        LONG,
+    ),
+}
+every_loss = pytest.mark.parametrize("contract", CONTRACTS.values(), ids=CONTRACTS)
+
+
+def parts_of(rows: list[Row], contract: Contract) -> list[Tensor]:
+    parts = [torch.tensor(part) for part in zip(*rows, strict=True)]
+    return [part.requires_grad_(number < contract.differentiated) for number, part in enumerate(parts)]
+
+
+def gradients(parts: list[Tensor], contract: Contract) -> list[Tensor]:
+    found = [part.grad for part in parts[: contract.differentiated]]
+    assert all(gradient is not None for gradient in found)
+    return [gradient for gradient in found if gradient is not None]
+
+
+def test_every_loss_of_scores_has_its_textbook_formula_here() -> None:
     assert LOSSES.keys() == TEXTBOOK.keys()
 
 
-@pytest.mark.parametrize("name", LOSSES)
-@given(scores=score_rows)
-def test_loss_is_its_textbook_formula(name: str, scores: list[list[float]]) -> None:
-    found = LOSSES[name](torch.tensor(scores), NUM_CANDIDATES)
+@every_loss
+@given(data=st.data())
+def test_loss_is_its_textbook_formula(contract: Contract, data: st.DataObject) -> None:
+    rows = data.draw(st.lists(contract.example(contract.numbers), min_size=1, max_size=4))
+    found = contract.loss(torch.ones(len(rows)), *parts_of(rows, contract))
     assert found.dtype == torch.float32
-    assert found.tolist() == pytest.approx([TEXTBOOK[name](row[0], row[1:]) for row in scores], rel=1e-5, abs=1e-6)
+    assert found.shape == (len(rows),)
+    assert found.tolist() == pytest.approx(contract.textbook(rows), rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", LOSSES)
-@given(st.lists(st.sampled_from([-1e4, 0.0, 1e4]), min_size=2, max_size=5))
-def test_loss_and_gradient_are_finite_at_extreme_logits(name: str, row: list[float]) -> None:
-    scores = torch.tensor([row], requires_grad=True)
-    loss = LOSSES[name](scores, NUM_CANDIDATES)
+@every_loss
+@given(data=st.data())
+def test_loss_and_gradient_are_finite_at_extreme_logits(contract: Contract, data: st.DataObject) -> None:
+    rows = data.draw(st.lists(contract.example(contract.extremes), min_size=1, max_size=4))
+    parts = parts_of(rows, contract)
+    loss = contract.loss(torch.ones(len(rows)), *parts)
     loss.sum().backward()
     assert loss.isfinite().all()
-    assert scores.grad is not None
-    assert scores.grad.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in gradients(parts, contract))
+
+
+@every_loss
+@given(data=st.data())
+def test_padding_of_weight_0_has_no_effect(contract: Contract, data: st.DataObject) -> None:
+    """Wherever it stands and whatever is in it."""
+    rows = data.draw(st.lists(contract.example(contract.numbers), min_size=1, max_size=3))
+    padding = data.draw(st.lists(contract.example(contract.extremes), min_size=1, max_size=2))
+    order = data.draw(st.permutations(range(len(rows) + len(padding))))
+    alone, padded = parts_of(rows, contract), parts_of([[*rows, *padding][number] for number in order], contract)
+    real = torch.tensor(order) < len(rows)
+    places = torch.tensor(order)[real]
+
+    expected = contract.loss(torch.ones(len(rows)), *alone)
+    expected.sum().backward()
+    found = contract.loss(real.float(), *padded) * real
+    found.sum().backward()
+    torch.testing.assert_close(found[real], expected[places])
+    assert found[~real].eq(0).all()
+    for gradient, wanted in zip(gradients(padded, contract), gradients(alone, contract), strict=True):
+        torch.testing.assert_close(gradient[real], wanted[places])
+        assert gradient[~real].eq(0).all()
+
+
+@every_loss
+@given(data=st.data())
+def test_loss_of_half_precision_is_computed_in_float32(contract: Contract, data: st.DataObject) -> None:
+    rows = data.draw(st.lists(contract.example(contract.numbers), min_size=1, max_size=3))
+    halved = [part.bfloat16() if part.requires_grad else part for part in parts_of(rows, contract)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = contract.loss(torch.ones(len(rows)), *halved)
+    assert found.dtype == torch.float32
+    assert found.tolist() == contract.loss(torch.ones(len(rows)), *(part.float() for part in halved)).tolist()
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_badly_ranked_positive_still_pulls_at_extreme_logits(name: str) -> None:
     scores = torch.tensor([[-1e4, 1e4]], requires_grad=True)
-    LOSSES[name](scores, NUM_CANDIDATES).sum().backward()
+    LOSSES[name](scores, torch.ones(1), torch.zeros(1, 1)).sum().backward()
     assert scores.grad is not None
     assert scores.grad[0, 0] < -0.4
     assert scores.grad[0, 1] > 0.4
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_loss_of_half_precision_scores_is_computed_in_float32(name: str) -> None:
-    scores = torch.linspace(-3, 3, 12).view(3, 4).bfloat16()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = LOSSES[name](scores, NUM_CANDIDATES)
-    assert found.tolist() == LOSSES[name](scores.float(), NUM_CANDIDATES).tolist()
-    assert found.dtype == torch.float32
-
-
 def test_sampled_softmax_over_all_other_items_is_the_full_softmax() -> None:
     scores = torch.tensor([[0.5, -1.0, 2.0, 0.0]])
-    # Three negatives stand for three items each once: no correction is left.
+    # Each negative stands for itself alone: no correction is left.
     expected = -scores.log_softmax(dim=1)[:, 0]
-    torch.testing.assert_close(LOSSES["sampled_softmax"](scores, 3), expected)
+    torch.testing.assert_close(LOSSES["sampled_softmax"](scores, torch.ones(1), torch.zeros(1, 3)), expected)
 
 
-def textbook_info_nce(a: list[list[float]], b: list[list[float]], temperature: float) -> float:
-    size = len(a)
-    similarity = [[math.exp(sum(x * y for x, y in zip(p, q, strict=True)) / temperature) for q in b] for p in a]
-    rows = sum(-math.log(similarity[i][i] / sum(similarity[i])) for i in range(size)) / size
-    columns = sum(-math.log(similarity[i][i] / sum(row[i] for row in similarity)) for i in range(size)) / size
-    return rows + columns
-
-
-@given(
-    size=st.integers(1, 4),
-    temperature=st.sampled_from([0.5, 1.0, 2.0]),
-    data=st.data(),
-)
-def test_symmetric_info_nce_is_its_textbook_formula(size: int, temperature: float, data: st.DataObject) -> None:
-    vector = st.lists(st.floats(-2, 2, width=32), min_size=3, max_size=3)
-    view = st.lists(st.lists(vector, min_size=size, max_size=size), min_size=2, max_size=2)
-    a, b = data.draw(view), data.draw(view)
-    found = symmetric_info_nce(torch.tensor(a), torch.tensor(b), temperature)
-    expected = [textbook_info_nce(left, right, temperature) for left, right in zip(a, b, strict=True)]
-    assert found.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+def test_a_soft_label_is_the_probability_that_bce_asks_of_the_positive() -> None:
+    scores = torch.tensor([[0.0, -30.0]], requires_grad=True)
+    for label in (0.25, 1.0):
+        optimum = torch.tensor([[math.log(label / (1 - label)) if label < 1 else 40.0, -30.0]], requires_grad=True)
+        LOSSES["bce"](optimum, torch.tensor([label]), torch.zeros(1, 1)).sum().backward()
+        assert optimum.grad is not None
+        assert optimum.grad[0, 0] == pytest.approx(0, abs=1e-6)
+    LOSSES["bce"](scores, torch.tensor([0.25]), torch.zeros(1, 1)).sum().backward()
+    assert scores.grad is not None
+    assert scores.grad[0, 0] == pytest.approx((0.5 - 0.25) / 2)
 
 
 def test_symmetric_info_nce_does_not_mix_examples() -> None:
@@ -124,9 +234,84 @@ def test_symmetric_info_nce_of_unlike_views_is_finite_and_pulls_them_together() 
     assert a.grad[0, 0].tolist() == [100.0, -100.0]
 
 
-def test_symmetric_info_nce_ignores_autocast() -> None:
-    generator = torch.Generator().manual_seed(0)
-    a, b = torch.randn(2, 2, 3, 8, generator=generator).unbind()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = symmetric_info_nce(a, b, 0.01)
-    assert found.tolist() == symmetric_info_nce(a, b, 0.01).tolist()
+def test_a_batch_of_nothing_but_padding_has_neither_loss_nor_gradient() -> None:
+    a = torch.randn(3, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with torch.autograd.set_detect_anomaly(True):  # nor on the way, where what is not a number might be dropped again
+        loss = batch_info_nce(a, a.detach().flip(0), torch.zeros(3), 0.1)
+        loss.sum().backward()
+    assert loss.tolist() == [0.0] * 3
+    assert a.grad is not None
+    assert a.grad.eq(0).all()
+
+
+def global_batch() -> tuple[Tensor, Tensor, Tensor]:
+    """6 examples, of which the last is padding, before and after a layer of weights [4, 3]."""
+    generator = torch.Generator().manual_seed(4)
+    inputs, layer = torch.randn(2, 6, 4, generator=generator), torch.randn(4, 3, generator=generator)
+    return inputs, layer, torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 0.0])
+
+
+def step(part: slice, local: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The losses of part of the global batch, and the gradients of its first view and of the layer."""
+    inputs, layer, weights = global_batch()
+    layer.requires_grad_()
+    a, b = (inputs[:, part] @ layer).unbind()
+    a.retain_grad()
+    losses = batch_info_nce(a, b, weights[part], 0.7, local=local)
+    ((losses * weights[part]).sum() / weights.sum()).backward()
+    assert a.grad is not None
+    assert layer.grad is not None
+    return losses.detach(), a.grad, layer.grad
+
+
+def step_of_rank(rank: int, meeting: str, folder: str) -> None:
+    """What each of two processes does."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    part = slice(3 * rank, 3 * rank + 3)
+    rows = torch.full((1, 2, 2), float(rank + 1), requires_grad=True)
+    gathered = gather_rows(rows)
+    (gathered * torch.tensor([10.0, 1.0])[rank]).sum().backward()
+    found = {"shared": step(part, local=False), "local": step(part, local=True), "gathered": (gathered.detach(), rows.grad)}
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[Tensor, ...]]]:
+    """What two real processes found, by rank."""
+    folder = tmp_path_factory.mktemp("ranks")
+    arguments = (str(folder / "meeting"), str(folder))
+    torch.multiprocessing.start_processes(step_of_rank, args=arguments, nprocs=2, start_method="spawn")
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def test_batch_info_nce_on_two_ranks_is_that_of_one(ranks: list[dict[str, tuple[Tensor, ...]]]) -> None:
+    """The losses, the gradient of every example, and the sum over ranks of the gradient of a layer below."""
+    losses, views, layer = step(slice(None), local=False)
+    torch.testing.assert_close(torch.cat([found["shared"][0] for found in ranks]), losses)
+    torch.testing.assert_close(torch.cat([found["shared"][1] for found in ranks]), views)
+    torch.testing.assert_close(sum(found["shared"][2] for found in ranks), layer)
+    assert losses[-1] == 0
+    assert views[-1].eq(0).all()
+
+
+def test_batch_info_nce_that_is_local_does_not_reach_over_ranks(ranks: list[dict[str, tuple[Tensor, ...]]]) -> None:
+    for rank, found in enumerate(ranks):
+        # In this process there is nobody to reach: the part alone.
+        for got, alone in zip(found["local"], step(slice(3 * rank, 3 * rank + 3), local=False), strict=True):
+            assert torch.equal(got, alone)
+        assert not torch.allclose(found["local"][0], found["shared"][0])
+
+
+def test_gathered_rows_are_those_of_all_ranks_and_their_gradients_add_up(ranks: list[dict[str, tuple[Tensor, ...]]]) -> None:
+    for found in ranks:
+        gathered, gradient = found["gathered"]
+        assert torch.equal(gathered, torch.tensor([1.0, 2.0])[:, None, None].expand(2, 2, 2))
+        assert torch.equal(gradient, torch.full((1, 2, 2), 11.0))
+
+
+def test_a_process_alone_gathers_its_own_rows() -> None:
+    rows = torch.ones(2, 3)
+    assert gather_rows(rows) is rows

@@ -12,6 +12,7 @@ from rich.console import Console, RenderableType
 from sibra_dist import terminal
 from sibra_dist.config import to_yaml, validate
 from sibra_dist.data.manifest import Manifest, Records
+from sibra_dist.data.presence import describe_hide
 from sibra_dist.errors import CheckpointError
 from sibra_dist.report import (
     comparison_table,
@@ -39,17 +40,25 @@ def cells(lines: Sequence[str]) -> list[list[str]]:
 
 
 def write_run(
-    folder: Path, metrics: dict[str, float] | None = None, dataset: str = "a", lines: Sequence[dict[str, Any]] = ()
+    folder: Path,
+    metrics: dict[str, float] | None = None,
+    dataset: str = "a",
+    lines: Sequence[dict[str, Any]] = (),
+    hide: dict[str, float] | None = None,
 ) -> Path:
     """A run folder with a configuration, an evaluation of the test split if `metrics` are given, and what it recorded."""
     folder.mkdir(parents=True)
-    config = validate(TrainConfig, {"dataset": "somewhere", "model": {"type": "pop"}}, where="test")
+    config = validate(
+        TrainConfig, {"dataset": "somewhere", "model": {"type": "pop"}, "evaluation": {"hide": hide or {}}}, where="test"
+    )
     (folder / "config.yaml").write_text(to_yaml(config))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if metrics is not None:
         (folder / "evaluation" / "test").mkdir(parents=True)
-        result = {"dataset": dataset, "metrics": {f"test/{name}": value for name, value in metrics.items()}}
-        (folder / "evaluation" / "test" / "metrics.json").write_text(json.dumps(result))
+        told = {"dataset": dataset, "hidden": describe_hide(hide or {})}
+        result = {**told, "metrics": {f"test/{name}": value for name, value in metrics.items()}}
+        name = "-".join(["metrics-without", *told["hidden"]]) if hide else "metrics"
+        (folder / "evaluation" / "test" / f"{name}.json").write_text(json.dumps(result))
     return folder
 
 
@@ -138,6 +147,15 @@ def test_runs_are_compared_side_by_side(tmp_path: Path) -> None:
     ]
 
 
+def test_a_run_whose_evaluation_hides_something_says_so_beside_one_that_sees_all(tmp_path: Path) -> None:
+    one = write_run(tmp_path / "one", {"ndcg@10": 0.5})
+    two = write_run(tmp_path / "two", {"ndcg@10": 0.125}, hide={"items.tags": 0.5, "items.cover": 1.0})
+    assert cells(shown(comparison_table([one, two])))[1:] == [
+        ["without", "-", "items.cover,", "items.tags=0.5"],
+        ["ndcg@10", "0.5000", "0.1250"],
+    ]
+
+
 def test_runs_without_the_usual_metrics_are_compared_by_their_own(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", {"ndcg@50": 0.5, "recall@50": 0.25})
     assert cells(shown(comparison_table([run])))[1:] == [["ndcg@50", "0.5000"], ["recall@50", "0.2500"]]
@@ -211,7 +229,7 @@ def progress(**changes: Any) -> Progress:
         "metric": None,
         "evaluated": 0,
         "best": None,
-        "positives_per_second": 12345.6,
+        "examples_per_second": 12345.6,
         "seconds_left": 61.0,
     }
     return Progress(**{**values, **changes})
@@ -228,15 +246,15 @@ def test_without_a_terminal_progress_is_a_line_an_evaluation(output: Callable[[]
         show(progress(epoch=3, step=0, loss=0.125, metric=0.125, evaluated=2, best=0.25, seconds_left=5))
         show(progress(epoch=3, step=0, loss=0.0625, metric=0.5, evaluated=3, best=0.5, seconds_left=0))
     assert output() == [
-        "epoch 1/3  loss 0.5000  val/ndcg@10 0.2500 (best 0.2500)  12,346 positives/s  at most 1:01 left",
-        "epoch 2/3  loss 0.1250  val/ndcg@10 0.1250 (best 0.2500)  12,346 positives/s  at most 0:05 left",
-        "epoch 3/3  loss 0.0625  val/ndcg@10 0.5000 (best 0.5000)  12,346 positives/s  at most 0:00 left",
+        "epoch 1/3  loss 0.5000  val/ndcg@10 0.2500 (best 0.2500)  12,346 examples/s  at most 1:01 left",
+        "epoch 2/3  loss 0.1250  val/ndcg@10 0.1250 (best 0.2500)  12,346 examples/s  at most 0:05 left",
+        "epoch 3/3  loss 0.0625  val/ndcg@10 0.5000 (best 0.5000)  12,346 examples/s  at most 0:00 left",
     ]
 
 
 def test_a_speed_that_was_not_measured_is_not_told(output: Callable[[], list[str]]) -> None:
     with progress_bar() as show:
-        show(progress(metric=0.25, evaluated=1, best=0.25, positives_per_second=0.0, seconds_left=1e15))
+        show(progress(metric=0.25, evaluated=1, best=0.25, examples_per_second=0.0, seconds_left=1e15))
     assert output() == ["epoch 1/3  loss 0.5000  val/ndcg@10 0.2500 (best 0.2500)"]
 
 

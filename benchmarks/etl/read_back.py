@@ -16,7 +16,7 @@ from sibra_dist.training.config import TrainConfig
 def main() -> None:
     """Open the dataset, build the model whose modalities the batches draw, and make the first batch."""
     path, cache, result = map(Path, sys.argv[1:])
-    config = TrainConfig.model_validate({"dataset": str(path), "model": {"type": "sibrar"}})
+    config = TrainConfig.model_validate({"dataset": str(path), "model": {"type": "single_branch"}})
     memory = {"imports": _memory()}
     stopwatch = Stopwatch()
     stopwatch("open")

@@ -10,15 +10,23 @@ the same number of steps, and training resumes anywhere, on any number of ranks,
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from sibra_dist.data.dataset import Csr, Dataset
+from sibra_dist.data.dataset import Dataset
+from sibra_dist.data.negatives import UNIFORM, NegativeDraws, SamplerConfig
+from sibra_dist.errors import ConfigError
 
 # Streams of random numbers, so that no two purposes share one.
-ORDER, NEGATIVES, USER_MODALITIES, ITEM_MODALITIES, NOISE = range(1, 6)
+ORDER, NEGATIVES, USER_MODALITIES, ITEM_MODALITIES, NOISE, HIDING, DROPPED, SHOWN, POOL = range(1, 10)
+
+EMPTY = -1
+"""Stands in a slot of drawn modalities that is not used."""
+
+Labels = Literal["binary", "weights"]
 
 _BITS = (1 << 64) - 1
 _ROUNDS = 6
@@ -28,9 +36,13 @@ class ModalitySampling(NamedTuple):
     """How a model wants the modalities of one side drawn in training."""
 
     present: Tensor
-    """bool [entities, modalities]"""
-    draws: int
-    """Distinct modalities drawn for every occurrence of an entity."""
+    """bool [entities, M]"""
+    draws: int | None = None
+    """Distinct modalities drawn for every occurrence of an entity, uniformly from those left; None: all of them."""
+    first: int | None = None
+    """This modality is always the first drawn, where it is left."""
+    dropout: tuple[float, ...] | None = None
+    """For each modality, the probability that an occurrence of an entity loses it before the draw."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +54,21 @@ class TrainBatch:
     items: Tensor
     """int64 [B, 1+N]: column 0 is the positive, the others are negatives"""
     user_modalities: Tensor
-    """int64 [B, draws]: positions in the user side's modalities; their number stands for "none is present" """
+    """int64 [B, D]: what `draw_modalities` gives for the user side"""
     item_modalities: Tensor
-    """int64 [B, 1+N, draws], likewise"""
+    """int64 [B, 1+N, D], likewise for the item side"""
+    labels: Tensor
+    """float32 [B]: of the positive: 1, or the interaction's weight over the largest of all"""
+    log_counts: Tensor
+    """float32 [B, N]: log of how many items each negative stands for"""
     weights: Tensor
     """float32 [B]: 1, or 0 for padding"""
     total_weight: float
     """Sum of the weights over all ranks: known without communication."""
     noise_key: int
     """Seeds this step's dropout; the same on every rank."""
+    shown: ClassVar[None] = None
+    """All interactions are shown; see `sibra_dist.data.user_batches` for batches of which that is not so."""
 
 
 class Batches:
@@ -65,6 +83,8 @@ class Batches:
         seed: int,
         batch_size: int,
         negatives: int,
+        sampler: SamplerConfig = UNIFORM,
+        labels: Labels = "binary",
         rank: int = 0,
         world: int = 1,
         device: torch.device | None = None,
@@ -77,45 +97,59 @@ class Batches:
             items: how modalities of items are drawn.
             seed: of everything random.
             batch_size: positives in a global batch.
-            negatives: negatives for every positive, drawn uniformly with replacement from the training items that the
-                user has no training interaction with.
+            negatives: negatives for every positive, drawn with replacement; where the sampler has a pool, its size counts.
+            sampler: how negatives are drawn.
+            labels: what positives are labelled with.
             rank: this rank.
             world: number of ranks.
             device: where batches are made.
+
+        Raises:
+            ConfigError: the dataset cannot serve the labels.
         """
         self._device = device or torch.device("cpu")
         self._histories = dataset.users.histories.to(self._device)
-        self._negatives = NegativeSampler(self._histories, dataset.training_items.to(self._device), dataset.items.count)
-        self._users = ModalitySampling(users.present.to(self._device), users.draws)
-        self._items = ModalitySampling(items.present.to(self._device), items.draws)
+        self._negatives = NegativeDraws(dataset, sampler, self._device)
+        self._users = users._replace(present=users.present.to(self._device))
+        self._items = items._replace(present=items.present.to(self._device))
+        self._label_of = None
+        if labels == "weights":
+            weights, largest = label_weights(dataset)
+            self._label_of = weights.to(self._device) / largest
         self._seed = seed
         self._batch_size = batch_size
-        self._num_negatives = negatives
+        self._num_negatives = sampler.pool or negatives
         self._rank = rank
         self._per_rank = math.ceil(batch_size / world)
-        self.num_positives = self._histories.nnz
-        self.steps_per_epoch = math.ceil(self.num_positives / batch_size)
+        self.num_examples = self._histories.nnz
+        self.steps_per_epoch = math.ceil(self.num_examples / batch_size)
 
     @property
     def saturated_users(self) -> int:
         """Users that have interacted with every training item: their negatives are drawn from all of them."""
-        return int((self._histories.lengths() >= self._negatives.num_candidates).sum())
+        return self._negatives.saturated_users
 
     def batch(self, epoch: int, step: int) -> TrainBatch:
         """This rank's part of the global batch of a step."""
         first = step * self._batch_size
-        last = min(first + self._batch_size, self.num_positives)
+        last = min(first + self._batch_size, self.num_examples)
         slots = first + self._rank * self._per_rank + torch.arange(self._per_rank, device=self._device)
         real = slots < last
         # Padding repeats the batch's first example whole, so that it adds no entity to what is encoded.
         places = torch.where(real, slots, first)
 
-        numbers = permute(places, self.num_positives, stream(self._seed, ORDER, epoch))
+        order = stream(self._seed, ORDER, epoch)
+        numbers = permute(places, self.num_examples, order)
         users = torch.searchsorted(self._histories.indptr, numbers, right=True) - 1
         positives = self._histories.indices[numbers].long()
         slot = torch.arange(self._num_negatives, device=self._device)
         random = uniform(stream(self._seed, NEGATIVES, epoch), places[:, None] * self._num_negatives + slot)
-        items = torch.cat([positives[:, None], self._negatives.sample(users, random)], dim=1)
+        of_all = None
+        if self._negatives.reads_batch:  # the whole global batch, found on every rank without asking the others
+            whole = torch.arange(first, last, device=self._device)
+            of_all = self._histories.indices[permute(whole, self.num_examples, order)].long()
+        negatives = self._negatives.draw(users, random, of_all)
+        items = torch.cat([positives[:, None], negatives.items], dim=1)
 
         column = torch.arange(items.shape[1], device=self._device)
         return TrainBatch(
@@ -125,78 +159,64 @@ class Batches:
             item_modalities=draw_modalities(
                 self._items, items, stream(self._seed, ITEM_MODALITIES, epoch), places[:, None] * items.shape[1] + column
             ),
+            labels=torch.ones_like(real, dtype=torch.float32) if self._label_of is None else self._label_of[numbers],
+            log_counts=negatives.log_counts,
             weights=real.float(),
             total_weight=float(last - first),
             noise_key=stream(self._seed, NOISE, epoch, step),
         )
 
 
-class NegativeSampler:
-    """Draws uniformly from the candidates that a user has not interacted with, exactly and without rejection."""
+def label_weights(dataset: Dataset) -> tuple[Tensor, float]:
+    """The weights of the training interactions, float32 [nnz], and the largest.
 
-    def __init__(self, histories: Csr, candidates: Tensor, num_items: int) -> None:
-        """Prepare to draw.
-
-        Args:
-            histories: items of each user, all of them candidates.
-            candidates: int64 items, ascending.
-            num_items: number of items in all.
-        """
-        self._histories = histories
-        self._candidates = candidates
-        is_candidate = torch.zeros(num_items, dtype=torch.int64, device=candidates.device)
-        is_candidate[candidates] = 1
-        self._rank_of_item = is_candidate.cumsum(0) - 1
-        self.num_candidates = candidates.numel()
-        longest = int(histories.lengths().max()) if histories.num_rows else 0
-        self._halvings = longest.bit_length()
-
-    def sample(self, users: Tensor, random: Tensor) -> Tensor:
-        """Items int64 [B, N] for users int64 [B], given random non-negative int64 [B, N].
-
-        The candidates a user has *not* seen are numbered by counting: the j-th seen one (from 0), of rank t_j among the
-        candidates, has t_j - j unseen ones before it. So unseen number r has rank r + |{j : t_j - j <= r}|, found by
-        bisection. A user who has seen every candidate is given any of them.
-        """
-        start = self._histories.indptr[users][:, None]
-        unseen = self.num_candidates - self._histories.lengths(users)[:, None]
-        saturated = unseen <= 0
-        number = random % torch.where(saturated, self.num_candidates, unseen)
-        low = start.expand_as(number)
-        high = self._histories.indptr[users + 1][:, None].expand_as(number)
-        for _ in range(self._halvings):
-            middle = (low + high) // 2
-            open_ = low < high
-            rank = self._rank_of_item[self._histories.indices[middle.clamp(max=self._histories.nnz - 1)].long()]
-            before = open_ & (rank - (middle - start) <= number)
-            low = torch.where(before, middle + 1, low)
-            high = torch.where(open_ & ~before, middle, high)
-        return self._candidates[torch.where(saturated, number, number + low - start)]
+    Raises:
+        ConfigError: the dataset has none, or they cannot be labels: some are negative, or none is positive.
+    """
+    weights = dataset.users.weights
+    advice = "Set training.labels to binary, or prepare the dataset with"
+    if weights is None:
+        raise ConfigError(f"training.labels is weights, but the interactions of {dataset.place} have none. {advice} weights")
+    smallest, largest = (float(value) for value in weights.aminmax()) if len(weights) else (0.0, 1.0)
+    if smallest < 0 or largest <= 0:
+        raise ConfigError(
+            f"training.labels is weights, but those of {dataset.place} go from {smallest:g} to {largest:g}: a label is a share "
+            f"of the largest, from 0 to 1. {advice} other weights"
+        )
+    return weights, largest
 
 
 def draw_modalities(sampling: ModalitySampling, entities: Tensor, key: int, counters: Tensor) -> Tensor:
-    """Draw distinct modalities uniformly from those present.
+    """Draw distinct modalities from those present, once those that drop out are left out.
 
     Args:
-        sampling: presence [entities, M], and how many to draw.
+        sampling: presence [entities, M], and how to draw.
         entities: int64 [*].
         key: of the random stream.
         counters: int64 [*], one of its own for each occurrence.
 
     Returns:
-        int64 [*, draws]. Where fewer are present the first drawn is repeated; where none is, all are M ("unknown").
+        int64 [*, D] with D = draws, or M where all are drawn: numbers of modalities in drawn order, and then EMPTY in the
+        slots that are not used. An entity with nothing left has M ("unknown") in the first slot.
     """
     present = sampling.present[entities]
     num_modalities = present.shape[-1]
-    modality = torch.arange(num_modalities, device=present.device)
-    keys = uniform(key, counters[..., None] * num_modalities + modality)
+    slots = num_modalities if sampling.draws is None else sampling.draws
+    numbers = counters[..., None] * num_modalities + torch.arange(num_modalities, device=present.device)
+    if sampling.dropout is not None:
+        random = uniform(stream(key, DROPPED), numbers)
+        dropped = [in_share(random[..., number], rate) for number, rate in enumerate(sampling.dropout)]
+        present = present & ~torch.stack(dropped, dim=-1)
+    keys = uniform(key, numbers)
+    if sampling.first is not None:
+        keys[..., sampling.first] = -1
     keys = torch.where(present, keys, torch.iinfo(torch.int64).max)
-    wanted = min(sampling.draws, num_modalities)
-    drawn = keys.topk(wanted, dim=-1, largest=False, sorted=True).indices
-    drawn = torch.cat([drawn, drawn[..., :1].expand(*drawn.shape[:-1], sampling.draws - wanted)], dim=-1)
+    drawn = keys.topk(min(slots, num_modalities), dim=-1, largest=False, sorted=True).indices
+    drawn = F.pad(drawn, (0, slots - drawn.shape[-1]))
     available = present.sum(-1, keepdim=True)
-    drawn = torch.where(torch.arange(sampling.draws, device=drawn.device) < available, drawn, drawn[..., :1])
-    return torch.where(available > 0, drawn, num_modalities)
+    slot = torch.arange(slots, device=drawn.device)
+    drawn = torch.where(slot < available, drawn, EMPTY)
+    return torch.where((slot == 0) & (available == 0), num_modalities, drawn)
 
 
 def permute(values: Tensor, size: int, key: int) -> Tensor:
@@ -245,6 +265,11 @@ def hash64(key: int, counters: Tensor) -> Tensor:
 def uniform(key: int, counters: Tensor) -> Tensor:
     """Random int64 in [0, 2^62), one for each counter: so small that a caller may add to it without overflow."""
     return _shift(hash64(key, counters), 2)
+
+
+def in_share(random: Tensor, share: float) -> Tensor:
+    """Which random numbers of `uniform` fall into the lowest `share` of their range: none at 0, all at 1, nested between."""
+    return random < int(share * 2**62)
 
 
 def _mix_integer(state: int) -> int:

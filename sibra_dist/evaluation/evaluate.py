@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from sibra_dist.data.dataset import Csr, Dataset, HeldOut
-from sibra_dist.errors import ConfigError, nearest
+from sibra_dist.data.presence import parse_hide
 from sibra_dist.evaluation.config import EvaluationConfig
 from sibra_dist.evaluation.metrics import CatalogTallies, UserAverages, parse_metric, split_metrics
 from sibra_dist.evaluation.ranking import hits, mask_, rank
 from sibra_dist.models.base import Recommender
 
-SIDES = ("users", "items")
 ENCODE_TILE = 4096
 
 
@@ -38,7 +37,7 @@ def evaluate(
     config: EvaluationConfig,
     *,
     names: list[str] | None = None,
-    hide: tuple[str, ...] = (),
+    seed: int = 0,
     ranks: tuple[int, int] = (0, 1),
 ) -> Evaluation:
     """Rank all candidates of a split for every user that holds something out in it.
@@ -47,16 +46,16 @@ def evaluate(
         model: in evaluation mode.
         dataset: what it was built for.
         split: `validation` or `test`.
-        config: tiles, and metrics if `names` does not say otherwise.
+        config: tiles, what is hidden, and metrics if `names` does not say otherwise.
         names: metrics such as `ndcg@10`.
-        hide: modalities that the model does not see, such as `items.interactions`.
+        seed: decides which entities lose a modality that is hidden from a share of them.
         ranks: this rank and their number; where there are several, all call this together.
 
     Raises:
         ConfigError: a metric or a hidden modality is not known.
     """
     names = config.names if names is None else names
-    hidden_users, hidden_items = parse_hidden(model, hide)
+    hidden_users, hidden_items = parse_hide(config.hide, model.modalities(), seed, "evaluation.hide")
     device = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
     candidates = dataset.candidates(split)
     position = torch.full((dataset.items.count,), -1)
@@ -87,20 +86,6 @@ def evaluate(
     counts["items_without_modality"] = model.without_modality(items=True, hidden=hidden_items)
     found |= tallies.compute()
     return Evaluation({name: found[name] for name in names}, counts)
-
-
-def parse_hidden(model: Recommender, hide: tuple[str, ...]) -> tuple[frozenset[str], frozenset[str]]:
-    """Split names such as `items.interactions` by side.
-
-    Raises:
-        ConfigError: the model reads no such modality.
-    """
-    known = [f"{side}.{name}" for side, names in zip(SIDES, model.modalities(), strict=True) for name in names]
-    for name in hide:
-        if name not in known:
-            raise ConfigError(f"--hide {name}: the model reads no such modality; {nearest(name, known)}")
-    users, items = (frozenset(name.split(".", 1)[1] for name in hide if name.startswith(f"{side}.")) for side in SIDES)
-    return users, items
 
 
 def _candidates_of(held_out: Csr, rows: Tensor, position: Tensor) -> Csr:

@@ -8,10 +8,18 @@ from pydantic import Field
 from sibra_dist.data.dataset import Dataset
 from sibra_dist.models.base import ModelConfig, Recommender
 from sibra_dist.models.baselines import Pop, PopConfig, Random, RandomConfig
-from sibra_dist.models.single_branch import SiBraR, SiBraRConfig
+from sibra_dist.models.clcrec import CLCRec, CLCRecConfig
+from sibra_dist.models.dropoutnet import DropoutNet, DropoutNetConfig
+from sibra_dist.models.factorization import MatrixFactorization, MatrixFactorizationConfig
+from sibra_dist.models.neumf import NeuMF, NeuMFConfig
+from sibra_dist.models.single_branch import SingleBranch, SingleBranchConfig
 
 MODELS: dict[str, tuple[type[Recommender], type[ModelConfig]]] = {
-    "sibrar": (SiBraR, SiBraRConfig),
+    "single_branch": (SingleBranch, SingleBranchConfig),
+    "mf": (MatrixFactorization, MatrixFactorizationConfig),
+    "neumf": (NeuMF, NeuMFConfig),
+    "dropoutnet": (DropoutNet, DropoutNetConfig),
+    "clcrec": (CLCRec, CLCRecConfig),
     "pop": (Pop, PopConfig),
     "random": (Random, RandomConfig),
 }

@@ -1,15 +1,21 @@
 """What every recommender offers: a training step, embeddings of users and items, and scores between them."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, Literal, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sibra_dist.config import Config
-from sibra_dist.data.batches import ModalitySampling, TrainBatch
+from sibra_dist.data.batches import ModalitySampling
+from sibra_dist.data.presence import NOTHING_HIDDEN, Hidden
+from sibra_dist.data.user_batches import AnyBatch
 
-NOTHING_HIDDEN: frozenset[str] = frozenset()
+COSINE_FLOOR = 1e-6
 
 
 class ModelConfig(Config):
@@ -23,7 +29,7 @@ class StepOutput:
     """What a model makes of a batch of B examples."""
 
     scores: Tensor
-    """[B, 1+N] logits; column 0 is the positive"""
+    """[B, 1+N] logits, with the positive in column 0; [B, P] for a batch of whole users"""
     auxiliary_losses: dict[str, Tensor] = field(default_factory=dict)
     """[B] each, already multiplied by their weight in the objective"""
 
@@ -39,18 +45,26 @@ class Recommender(nn.Module, ABC):
     """False where there is nothing to optimise."""
 
     @abstractmethod
-    def encode_users(self, users: Tensor, hidden: frozenset[str] = NOTHING_HIDDEN) -> Tensor:
-        """Embeddings [n, d] of users int64 [n], from all that is present but the modalities named in `hidden`."""
+    def encode_users(self, users: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
+        """Embeddings [n, d] of distinct users int64 [n], from all that is present and not hidden."""
 
     @abstractmethod
-    def encode_items(self, items: Tensor, hidden: frozenset[str] = NOTHING_HIDDEN) -> Tensor:
-        """Embeddings [n, d] of items int64 [n], likewise."""
+    def encode_items(self, items: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
+        """Embeddings [n, d] of distinct items int64 [n], likewise."""
 
     def score(self, users: Tensor, items: Tensor) -> Tensor:
-        """Scores [U, I] between embeddings [U, d] and [I, d]; here their dot products."""
+        """Scores [U, I], logits, between embeddings [U, d] and [I, d]; here their dot products."""
         return users @ items.T
 
-    def forward(self, batch: TrainBatch) -> StepOutput:
+    def candidate_scores(self, users: Tensor, items: Tensor) -> Tensor:
+        """Scores [B, n], logits, of users [B, d] with candidates of their own [B, n, d]; they agree with `score`."""
+        return torch.einsum("bd,bnd->bn", users, items)
+
+    def batch_scores(self, users: Tensor, items: Tensor) -> Tensor:
+        """Scores of the users [B, d] of a batch with their own candidates [B, n, d], or with one pool of items [P, d]."""
+        return self.score(users, items) if items.dim() == 2 else self.candidate_scores(users, items)
+
+    def forward(self, batch: AnyBatch) -> StepOutput:
         """Scores of a training batch. Only for models that are trainable."""
         raise TypeError(f"{type(self).__name__} has nothing to train")
 
@@ -62,9 +76,46 @@ class Recommender(nn.Module, ABC):
         """Names of the modalities that the model reads of users, and of items: what can be hidden."""
         return (), ()
 
-    def without_modality(self, items: bool, hidden: frozenset[str] = NOTHING_HIDDEN) -> int:
+    def without_modality(self, items: bool, hidden: Hidden = NOTHING_HIDDEN) -> int:
         """How many users (or items) have none of the modalities that the model reads and that are not hidden."""
         return 0
+
+
+class Score(NamedTuple):
+    """A score of a user and an item as a function of the dot product of their prepared embeddings."""
+
+    prepare: Callable[[Tensor], Tensor]
+    """[*, d] -> [*, d]"""
+    finish: Callable[[Tensor], Tensor]
+    """dot products of prepared embeddings -> logits"""
+
+    def all_pairs(self, users: Tensor, items: Tensor) -> Tensor:
+        """[U, d] and [I, d] -> [U, I]."""
+        return self.finish(self.prepare(users) @ self.prepare(items).T)
+
+    def candidates(self, users: Tensor, items: Tensor) -> Tensor:
+        """Each user [B, d] with candidates of its own [B, n, d] -> [B, n]."""
+        return self.finish(torch.einsum("bd,bnd->bn", self.prepare(users), self.prepare(items)))
+
+
+ScoreName = Literal["dot", "cosine"]
+
+
+def _same(values: Tensor) -> Tensor:
+    return values
+
+
+def _logit_of_cosine(cosine: Tensor) -> Tensor:
+    return torch.logit(cosine.to(torch.promote_types(cosine.dtype, torch.float32)), eps=COSINE_FLOOR)
+
+
+SCORES: dict[str, Score] = {
+    # The sigmoid of the logit is CoBraR's other score, sigmoid(u . i).
+    "dot": Score(_same, _same),
+    # DMF's and CoBraR's max(cos(u, i), 1e-6) is read as a probability, so that its logit serves every loss. It is kept from
+    # 1 by as much: there the logit is infinite.
+    "cosine": Score(partial(F.normalize, dim=-1), _logit_of_cosine),
+}
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from sibra_dist.data.batches import stream, uniform
 from sibra_dist.data.dataset import Dataset
-from sibra_dist.models.base import NOTHING_HIDDEN, ModelConfig, Recommender
+from sibra_dist.data.presence import NOTHING_HIDDEN, Hidden
+from sibra_dist.models.base import ModelConfig, Recommender
 
 
 class PopConfig(ModelConfig):
@@ -27,11 +28,11 @@ class Pop(Recommender):
         super().__init__()
         self.register_buffer("popularity", dataset.items.histories.lengths().float(), persistent=False)
 
-    def encode_users(self, users: Tensor, hidden: frozenset[str] = NOTHING_HIDDEN) -> Tensor:
+    def encode_users(self, users: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
         """Ones [n, 1]."""
         return torch.ones(users.numel(), 1, device=users.device)
 
-    def encode_items(self, items: Tensor, hidden: frozenset[str] = NOTHING_HIDDEN) -> Tensor:
+    def encode_items(self, items: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
         """Popularities [n, 1]."""
         return self.popularity[items, None]
 
@@ -57,11 +58,11 @@ class Random(Recommender):
         self.register_buffer("key", torch.tensor(stream(config.seed)), persistent=False)
         self._num_items = dataset.items.count
 
-    def encode_users(self, users: Tensor, hidden: frozenset[str] = NOTHING_HIDDEN) -> Tensor:
+    def encode_users(self, users: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
         """The users themselves, int64 [n, 1]."""
         return users[:, None]
 
-    def encode_items(self, items: Tensor, hidden: frozenset[str] = NOTHING_HIDDEN) -> Tensor:
+    def encode_items(self, items: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
         """The items themselves, int64 [n, 1]."""
         return items[:, None]
 

@@ -1,91 +1,153 @@
-"""Encoders: one a modality, each from an entity's input to a vector of the shared branch's input width h.
+"""Encoders: one a modality, each from an entity's input to a vector of width h.
 
-All take distinct `entities` int64 [n] and give float [n, h]. They are only ever asked about entities that have the
-modality.
+All take distinct `entities` int64 [n], the `key` of a training step's draws (None in evaluation) and, for interactions
+alone, entities of the other side that are `excluded`; they give float [n, h]. They are only ever asked about entities that
+have the modality. An encoder is an input layer (a bag sum, an embedding, or linear), hidden layers, and an output. Every
+parameter has a gradient after every backward pass, be there rows or none: ranks must not differ in that.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
+from itertools import pairwise
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
+from sibra_dist.config import Config
 from sibra_dist.data.dataset import Csr, Entities, Feature
+from sibra_dist.errors import ConfigError, nearest
+from sibra_dist.models.histories import Entries, Histories, Weighting, Whole, bag_sum, weigh
 
-# In the backward pass, gathering and sorting one entry costs about as much as adding up this many of the transposed
-# matrix, which lie in order (measured on one CPU at width 256; see benchmarks/README.md).
-SORTING_COST = 2.0
+INTERACTIONS, ID = "interactions", "id"
+
+
+class EncoderConfig(Config):
+    """How one modality of one side is encoded."""
+
+    hidden_sizes: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Widths of the layers between the input and the output of width h, each with a ReLU."""
+    normalize: Literal["none", "l2", "layer"] = "none"
+    """Of the output: `l2` scales it to length 1, `layer` is layer normalisation with learned scale and shift."""
+    activation: bool | None = None
+    """Whether a ReLU follows the output layer, before it is normalised; null: after interactions, numbers and vectors, and
+    not after id, categories and tags."""
+    initialization: Literal["uniform", "xavier_uniform"] = "uniform"
+    """Of linear layers, that on interactions included: torch's own, or that of Glorot and Bengio (2010), with biases 0."""
+    weighting: Weighting = "binary"
+    """What an interaction counts: see `sibra_dist.models.histories.weigh`. For interactions only."""
+    max_history: Annotated[int, Field(ge=1)] | None = None
+    """Interactions of an entity that a training step reads at most, drawn anew in each step; their sum is scaled so that
+    that of all is its expected value. Evaluation reads all. For interactions only."""
 
 
 class InteractionsEncoder(nn.Module):
-    """A linear layer and ReLU on the 0/1 row of training interactions, without ever making the row.
+    """A linear layer, and by default a ReLU, on the row of training interactions, without ever making the row.
 
-    The product of a 0/1 row and a weight matrix is the sum of those rows of the matrix that the 1s select: a bag sum.
+    The product of a row and a weight matrix is the sum of those rows of the matrix that the row's entries select, each
+    times what the entry counts: a bag sum.
     """
 
-    def __init__(self, entities: Entities, other: Entities, width: int) -> None:
-        """Read the histories of `entities` over the `other` side; `other.histories` is the same matrix transposed."""
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(other.count, width))
-        self.bias = nn.Parameter(torch.empty(width))
-        # torch's own initialisation of a linear layer with as many inputs.
-        bound = 1 / math.sqrt(max(other.count, 1))
-        nn.init.uniform_(self.weight, -bound, bound)
-        nn.init.uniform_(self.bias, -bound, bound)
-        _hold(self, "histories", entities.histories)
-        _hold(self, "transposed", other.histories)
+    values: Tensor | None
+    transposed_values: Tensor | None
 
-    def forward(self, entities: Tensor, excluded: Tensor | None = None) -> Tensor:
+    def __init__(
+        self, entities: Entities, other: Entities, width: int, config: EncoderConfig | None = None, where: str = "encoder"
+    ) -> None:
+        """Read the histories of `entities` over the `other` side; `other.histories` is the same matrix transposed.
+
+        Raises:
+            ConfigError: the dataset has not got the weights that are asked for; `where` is the encoder's key.
+        """
+        super().__init__()
+        config = config or EncoderConfig()
+        histories = weigh(config.weighting, entities, other, f"{where}.weighting")
+        inner = (*config.hidden_sizes, width)[0]
+        self.weight = nn.Parameter(torch.empty(other.count, inner))
+        self.bias = nn.Parameter(torch.empty(inner))
+        if config.initialization == "xavier_uniform":
+            _xavier(self)
+        else:
+            # torch's own initialisation of a linear layer with as many inputs.
+            bound = 1 / math.sqrt(max(other.count, 1))
+            nn.init.uniform_(self.weight, -bound, bound)
+            nn.init.uniform_(self.bias, -bound, bound)
+        self.layers = _layers(config, width, activation=True)
+        longest = int(histories.rows.lengths().max()) if entities.count else 0
+        # A cap that no row reaches is none: whole rows are faster to read.
+        self._max_history = config.max_history if config.max_history is not None and config.max_history < longest else None
+        _hold(self, "histories", histories.rows)
+        _hold(self, "transposed", histories.transposed)
+        self.register_buffer("values", histories.values, persistent=False)
+        self.register_buffer("transposed_values", histories.transposed_values, persistent=False)
+
+    def forward(
+        self,
+        entities: Tensor,
+        key: int | None = None,
+        excluded: Tensor | None = None,
+        shown: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """See the module's docstring; with `excluded` int64 [n], that entry is left out of each row (-1: none is).
 
-        Entities may then repeat. An excluded entry must be in the row.
+        Entities may then repeat. An excluded entry must be in the row. The other entries count what they did: document
+        lengths and frequencies are the dataset's. With `shown` only those entries are read that it says of, by their rows
+        and columns, and nothing is drawn or excluded.
         """
-        if excluded is None:
-            return F.relu(self._bags(entities) + self.bias)
-        distinct, inverse = torch.unique(entities, return_inverse=True)
-        # One more row of zeros, for "none"; no encoder may lack a gradient, so it is made of the table.
-        table = F.pad(self.weight, (0, 0, 0, 1))
-        left_out = F.embedding(torch.where(excluded < 0, len(self.weight), excluded), table)
-        return F.relu(F.embedding(inverse, self._bags(distinct)) - left_out + self.bias)
+        if shown is not None:
+            sums = bag_sum(self.weight, self._histories().some(entities, shown))
+        elif key is not None and self._max_history is not None:
+            sums = self._drawn_sums(entities, excluded, self._max_history, key)
+        elif excluded is None:
+            sums = self._whole_sums(entities)
+        else:
+            # What is read is each distinct row, once and whole; then one row of the table is taken away again.
+            distinct, inverse = torch.unique(entities, return_inverse=True)
+            sums = F.embedding(inverse, self._whole_sums(distinct))
+            rows = torch.nonzero(excluded >= 0).flatten()
+            left_out = F.embedding(excluded[rows], self.weight)
+            histories = self._histories()
+            if histories.values is not None:
+                left_out = left_out * histories.values[histories.find(entities[rows], excluded[rows])][:, None]
+            sums = sums.index_add(0, rows, left_out, alpha=-1)  # to distinct rows, so in any order the same
+        encoded: Tensor = self.layers(sums + self.bias)
+        return encoded
 
-    def _bags(self, entities: Tensor) -> Tensor:
-        bags: Tensor = BagSum.apply(self.weight, entities, _held(self, "histories"), _held(self, "transposed"))  # type: ignore[no-untyped-call]
-        return bags
+    def _whole_sums(self, entities: Tensor) -> Tensor:
+        histories = self._histories()
+        return bag_sum(self.weight, histories.whole(entities), Whole(entities, histories))
+
+    def _drawn_sums(self, entities: Tensor, excluded: Tensor | None, at_most: int, key: int) -> Tensor:
+        entries, available = self._histories().drawn(entities, excluded, at_most, key)
+        scale = (available.to(self.weight.dtype) / at_most).clamp(min=1)
+        return bag_sum(self.weight, entries) * scale[:, None]
+
+    def _histories(self) -> Histories:
+        return Histories(_held(self, "histories"), _held(self, "transposed"), self.values, self.transposed_values)
 
 
-class BagSum(torch.autograd.Function):
-    """Row e of the result is the sum of the rows of `weight` that history e names: `histories @ weight`, sparsely.
+class IdEncoder(nn.Module):
+    """An embedding of each entity.
 
-    The gradient with respect to `weight` is `transposed(histories)[:, batch] @ gradient`: a bag sum again. Two forms give
-    it, both without atomic additions and so the same on every run:
-    - over the whole transposed histories, which are in order already, when the batch reads much of them;
-    - over the batch's own entries, sorted, when it reads few: the cost does not grow with the dataset.
+    It starts with standard deviation 1 / sqrt(width), so that its squared length is 1 on average whatever the width: a dot
+    product of two is then as small as that of random directions, and the branch gets what it gets of an input scaled to
+    length 1, and of the "unknown" one.
     """
 
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, entities: Tensor, histories: Csr, transposed: Csr) -> Tensor:
-        """Bag sums [n, h] of distinct `entities` int64 [n]."""
-        columns, starts = histories.gather(entities)
-        ctx.save_for_backward(entities, columns)
-        ctx.histories, ctx.transposed = histories, transposed
-        ctx.weight_shape = weight.shape
-        return _bag_sum(columns, weight, starts)
+    def __init__(self, entities: Entities, width: int, config: EncoderConfig) -> None:
+        """Hold an embedding of each of `entities`."""
+        super().__init__()
+        inner = (*config.hidden_sizes, width)[0]
+        self.embedding = nn.Embedding(entities.count, inner)
+        nn.init.normal_(self.embedding.weight, std=inner**-0.5)
+        self.layers = _layers(config, width, activation=False)
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        """The gradient with respect to `weight`."""
-        (gradient,) = gradients
-        entities, columns = ctx.saved_tensors
-        if columns.numel() * SORTING_COST >= ctx.histories.nnz:
-            by_entity = gradient.new_zeros(ctx.histories.num_rows, gradient.shape[1]).index_copy_(0, entities, gradient)
-            return _bag_sum(ctx.transposed.indices, by_entity, ctx.transposed.indptr[:-1]), None, None, None
-        columns, order = columns.sort(stable=True)
-        rows = torch.repeat_interleave(ctx.histories.lengths(entities))[order]
-        distinct, counts = torch.unique_consecutive(columns, return_counts=True)
-        sums = _bag_sum(rows, gradient, counts.cumsum(0) - counts)
-        return gradient.new_zeros(ctx.weight_shape).index_copy_(0, distinct.long(), sums), None, None, None
+    def forward(self, entities: Tensor, key: int | None = None, excluded: Tensor | None = None) -> Tensor:
+        """See the module's docstring."""
+        encoded: Tensor = self.layers(self.embedding(entities))
+        return encoded
 
 
 class CategoryEncoder(nn.Module):
@@ -93,53 +155,57 @@ class CategoryEncoder(nn.Module):
 
     codes: Tensor
 
-    def __init__(self, feature: Feature, width: int) -> None:
+    def __init__(self, feature: Feature, width: int, config: EncoderConfig) -> None:
         """Read a `category` feature."""
         super().__init__()
         assert isinstance(feature.values, Tensor)
-        self.embedding = nn.Embedding(feature.spec.size, width)
+        self.embedding = nn.Embedding(feature.spec.size, (*config.hidden_sizes, width)[0])
+        self.layers = _layers(config, width, activation=False)
         self.register_buffer("codes", feature.values, persistent=False)
 
-    def forward(self, entities: Tensor) -> Tensor:
+    def forward(self, entities: Tensor, key: int | None = None, excluded: Tensor | None = None) -> Tensor:
         """See the module's docstring."""
-        embedded: Tensor = self.embedding(self.codes[entities])
-        return embedded
+        encoded: Tensor = self.layers(self.embedding(self.codes[entities]))
+        return encoded
 
 
 class TagsEncoder(nn.Module):
     """The sum of the embeddings of the tags."""
 
-    def __init__(self, feature: Feature, width: int) -> None:
+    def __init__(self, feature: Feature, width: int, config: EncoderConfig) -> None:
         """Read a `tags` feature."""
         super().__init__()
         assert isinstance(feature.values, Csr)
-        self.embedding = nn.Embedding(feature.spec.size, width)
+        self.embedding = nn.Embedding(feature.spec.size, (*config.hidden_sizes, width)[0])
+        self.layers = _layers(config, width, activation=False)
         _hold(self, "tags", feature.values)
 
-    def forward(self, entities: Tensor) -> Tensor:
+    def forward(self, entities: Tensor, key: int | None = None, excluded: Tensor | None = None) -> Tensor:
         """See the module's docstring."""
-        codes, starts = _held(self, "tags").gather(entities)
-        return _bag_sum(codes, self.embedding.weight, starts)
+        encoded: Tensor = self.layers(bag_sum(self.embedding.weight, Entries(*_held(self, "tags").gather(entities))))
+        return encoded
 
 
 class DenseEncoder(nn.Module):
-    """A linear layer and ReLU on a vector or on numbers."""
+    """A linear layer, and by default a ReLU, on a vector or on numbers."""
 
     inputs: Tensor
 
-    def __init__(self, feature: Feature, width: int) -> None:
+    def __init__(self, feature: Feature, width: int, config: EncoderConfig) -> None:
         """Read a `vector` or `numeric` feature."""
         super().__init__()
         assert isinstance(feature.values, Tensor)
-        self.linear = nn.Linear(feature.spec.size, width)
+        self.linear = _linear(feature.spec.size, (*config.hidden_sizes, width)[0], config)
+        self.layers = _layers(config, width, activation=True)
         self.register_buffer("inputs", feature.values, persistent=False)
 
-    def forward(self, entities: Tensor) -> Tensor:
+    def forward(self, entities: Tensor, key: int | None = None, excluded: Tensor | None = None) -> Tensor:
         """See the module's docstring."""
-        return F.relu(self.linear(self.inputs[entities]))
+        encoded: Tensor = self.layers(self.linear(self.inputs[entities]))
+        return encoded
 
 
-ENCODERS: dict[str, Callable[[Feature, int], nn.Module]] = {
+ENCODERS: dict[str, Callable[[Feature, int, EncoderConfig], nn.Module]] = {
     "category": CategoryEncoder,
     "tags": TagsEncoder,
     "numeric": DenseEncoder,
@@ -147,12 +213,80 @@ ENCODERS: dict[str, Callable[[Feature, int], nn.Module]] = {
 }
 
 
-def _bag_sum(indices: Tensor, table: Tensor, starts: Tensor) -> Tensor:
-    """Sums [len(starts), h] of the rows of `table` that consecutive stretches of `indices` name."""
-    if indices.numel() == 0:
-        # The product keeps `table` in the graph: a parameter without a gradient would differ between ranks.
-        return table.new_zeros(starts.numel(), table.shape[1]) + 0 * table[:1].sum()
-    return F.embedding_bag(indices, table, starts.to(indices.dtype), mode="sum")
+def build_encoder(
+    name: str, entities: Entities, other: Entities, width: int, config: EncoderConfig, where: str = "encoders"
+) -> nn.Module:
+    """Build the encoder of one modality of `entities`, with torch's global generator.
+
+    Args:
+        name: `interactions`, `id` or a feature.
+        entities: whose modality it is.
+        other: the other side, with which their interactions are.
+        width: h, of the output.
+        config: how it is encoded.
+        where: the key of all encoders of this side in the configuration, such as `model.items.encoders`; for errors.
+
+    Raises:
+        ConfigError: the dataset has no such modality, or lacks what the configuration asks for, or the configuration asks
+            for what this kind of modality does not have.
+    """
+    where = f"{where}.{name}"
+    known = (INTERACTIONS, ID, *entities.features)
+    if name not in known:
+        raise ConfigError(f"{where}: there is no such modality; {nearest(name, known)}")
+    if name == INTERACTIONS:
+        return InteractionsEncoder(entities, other, width, config, where)
+    for key in ("weighting", "max_history"):
+        if getattr(config, key) != EncoderConfig.model_fields[key].default:
+            raise ConfigError(f"{where}.{key}: only interactions have it; leave it out")
+    kind = ID if name == ID else entities.features[name].spec.kind
+    if config.initialization != "uniform" and not config.hidden_sizes and kind in (ID, "category", "tags"):
+        raise ConfigError(f"{where}.initialization: there is no linear layer; set hidden_sizes, or leave it out")
+    if name == ID:
+        return IdEncoder(entities, width, config)
+    return ENCODERS[kind](entities.features[name], width, config)
+
+
+def presence(name: str, entities: Entities) -> Tensor:
+    """Which entities have a modality: bool [count]. `interactions` and `id`: those with training interactions."""
+    if name in (INTERACTIONS, ID):
+        return entities.histories.lengths() > 0
+    return entities.features[name].present
+
+
+class UnitLength(nn.Module):
+    """Scales rows to length 1; a row of zeros stays one, with a gradient that is finite."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Scale [n, h]."""
+        lengths = inputs.norm(dim=-1, keepdim=True)
+        return inputs / torch.where(lengths > 1e-12, lengths, 1)
+
+
+def _layers(config: EncoderConfig, width: int, *, activation: bool) -> nn.Sequential:
+    """What follows the input layer; `activation` is the default of that kind of modality."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise((*config.hidden_sizes, width)):
+        layers += [nn.ReLU(), _linear(fan_in, fan_out, config)]
+    if activation if config.activation is None else config.activation:
+        layers.append(nn.ReLU())
+    if config.normalize == "l2":
+        layers.append(UnitLength())
+    elif config.normalize == "layer":
+        layers.append(nn.LayerNorm(width))
+    return nn.Sequential(*layers)
+
+
+def _linear(fan_in: int, fan_out: int, config: EncoderConfig) -> nn.Linear:
+    linear = nn.Linear(fan_in, fan_out)
+    if config.initialization == "xavier_uniform":
+        _xavier(linear)
+    return linear
+
+
+def _xavier(layer: "nn.Linear | InteractionsEncoder") -> None:
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
 
 
 def _hold(module: nn.Module, name: str, matrix: Csr) -> None:

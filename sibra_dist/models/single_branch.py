@@ -1,17 +1,17 @@
 """Single-branch recommenders: one network encodes every modality of an entity into one space.
 
-SiBraR: Ganhör, Moscati, Hausberger, Nawaz, Schedl, "A Multimodal Single-Branch Embedding Network for Recommendation in
-Cold-Start and Missing Modality Scenarios", RecSys 2024.
+One class gives a family. With a branch for items and one for users it is SiBraR (Ganhör, Moscati, Hausberger, Nawaz,
+Schedl, "A Multimodal Single-Branch Embedding Network for Recommendation in Cold-Start and Missing Modality Scenarios",
+RecSys 2024). Where one branch serves users and items, who are read by their interactions, it is CoBraR (Moscati, Nawaz,
+Schedl, RecSys 2025); where that branch is not shared, DMF (Xue et al., IJCAI 2017); and one branch for every modality of
+both is their combination, the recipe `universal`.
 
 In the papers' notation, z_m = f_m(x_m(e)) encodes modality m of entity e, h_m = g(z_m) is the shared branch, and the
-embedding of e is the mean of h_m over the modalities that are present, and in training over those drawn in this step.
-What is absent from the data, not drawn in a step, or hidden on purpose is one mechanism: a modality that is not there.
-An entity with nothing there has a learned input of its own, "unknown".
+embedding of e is the mean (or maximum) of h_m over the modalities that are present, and in training over those drawn in
+this step.
 """
 
-import math
-from itertools import pairwise
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -19,260 +19,239 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sibra_dist.config import Config
-from sibra_dist.data.batches import ModalitySampling, TrainBatch, hash64
-from sibra_dist.data.dataset import Dataset, Entities
-from sibra_dist.errors import ConfigError, nearest
-from sibra_dist.losses import symmetric_info_nce
-from sibra_dist.models.base import NOTHING_HIDDEN, ModelConfig, Recommender, StepOutput
-from sibra_dist.models.encoders import ENCODERS, InteractionsEncoder
-
-INTERACTIONS = "interactions"
-
-
-class BranchConfig(Config):
-    """One side (users or items): what is read, and the branch its modalities share."""
-
-    modalities: tuple[str, ...] | None = None
-    """`interactions` and names of features; by default interactions and every feature of the dataset."""
-    draws: Annotated[int, Field(ge=1)] | None = None
-    """Distinct modalities drawn for each occurrence of an entity in training, from those present; by default 1, or 2 for
-    items where there is a contrast."""
-    input_size: Annotated[int, Field(ge=1)] = 256
-    """Width h of the encoders' output, which is the branch's input."""
-    hidden_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (256, 256)
-    """Widths of the branch's hidden layers; its output has `embedding_size`."""
-    normalize_input: bool = True
-    """Whether the branch's input is scaled to length 1."""
-    input_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    batch_norm_every: int = 2
-    """Batch normalisation after every so many hidden layers; -1 for none."""
-    output_activation: bool = True
-    """Whether a ReLU follows the output layer."""
+from sibra_dist.data.batches import EMPTY, ModalitySampling, stream
+from sibra_dist.data.dataset import Dataset
+from sibra_dist.data.presence import NOTHING_HIDDEN, Hidden
+from sibra_dist.data.user_batches import AnyBatch, UserBatch
+from sibra_dist.losses import batch_info_nce, candidates_info_nce
+from sibra_dist.models.base import SCORES, ModelConfig, Recommender, ScoreName, StepOutput
+from sibra_dist.models.branch import Branch, BranchConfig
+from sibra_dist.models.side import (
+    Aggregation,
+    ModalitiesConfig,
+    Probability,
+    Rows,
+    SideEncoders,
+    aggregate,
+    require_modalities,
+    views,
+)
 
 
 class ContrastConfig(Config):
-    """The contrastive loss that pulls the modalities of one item together (symmetric InfoNCE)."""
+    """The contrastive loss that pulls two drawn modalities of an entity together (symmetric InfoNCE)."""
 
     weight: Annotated[float, Field(ge=0)] = 1e-4
+    """Of the contrastive loss, beside the loss of the scores."""
     temperature: Annotated[float, Field(gt=0)] = 0.1
+    """Divides the dot products that are compared."""
+    central: str | None = None
+    """A modality that is always one of the two, for entities that have it; by default both are drawn."""
 
 
-class SiBraRConfig(ModelConfig):
-    """SiBraR."""
+class UserContrastConfig(ContrastConfig):
+    """Of users, who are told apart among the users of the global batch."""
 
-    type: Literal["sibrar"] = "sibrar"
-    embedding_size: Annotated[int, Field(ge=1)] = 128
-    users: BranchConfig = BranchConfig()
-    items: BranchConfig = BranchConfig()
-    contrast: ContrastConfig | None = ContrastConfig()
-    """Between the first two modalities drawn of each item; null for none."""
-    exclude_target: bool = False
-    """Whether the pair that a training example asks about is left out of the user's row and of the item's: otherwise the
-    input holds the answer. Not in the paper."""
+    local: bool = False
+    """Whether each rank compares its own part of the batch only. Needs no communication, and depends on the number of
+    ranks."""
+
+
+class SideConfig(ModalitiesConfig, BranchConfig):
+    """One side (users or items): what is read, what of it is drawn in training, and the branch its modalities share."""
+
+    draws: Annotated[int, Field(ge=1)] | Literal["all"] = 1
+    """Distinct modalities drawn for each occurrence of an entity in training, from those present."""
+    modality_dropout: dict[str, Probability] = {}
+    """Probability of a modality, by name, of being left out of a training step, before the draw."""
+    aggregation: Aggregation = "mean"
+    """How the embeddings of an entity's modalities become one."""
+    contrast: ContrastConfig | None = None
+    """Between the first two modalities drawn of each entity; null for none."""
 
     @model_validator(mode="after")
     def _contrast_needs_two(self) -> Self:
-        if self.contrast is not None and self.items.draws == 1:
-            raise ValueError("contrast compares two modalities of an item: set items.draws to 2, or contrast to null")
+        if self.contrast is not None and self.draws == 1:
+            raise ValueError("contrast compares two modalities: set draws to 2 or more, or contrast to null")
         return self
 
 
-class SiBraR(Recommender):
-    """Users and items by a single branch each; scores are dot products."""
+class UserSideConfig(SideConfig):
+    """The side of users."""
 
-    def __init__(self, config: SiBraRConfig, dataset: Dataset) -> None:
+    contrast: UserContrastConfig | None = None
+    """Between the first two modalities drawn of each user; null for none."""
+
+
+class TowersConfig(ModelConfig):
+    """What models share that embed each side by a branch of its own, or both by one."""
+
+    embedding_size: Annotated[int, Field(ge=1)] = 128
+    """Width d of the embeddings of users and items."""
+    share_branch: bool = False
+    """Whether users and items have one branch instead of one each."""
+    users: UserSideConfig = UserSideConfig()
+    """How users are embedded."""
+    items: SideConfig = SideConfig()
+    """How items are embedded."""
+    exclude_target: bool = False
+    """Whether the pair that a training example asks about is left out of the user's row and of the item's: otherwise the
+    input holds the answer. Not in the papers."""
+
+    @model_validator(mode="after")
+    def _one_branch_has_one_shape(self) -> Self:
+        keys = BranchConfig.model_fields
+        if self.share_branch:
+            for key in keys:
+                if getattr(self.users, key) != getattr(self.items, key):
+                    raise ValueError(f"share_branch: users and items have one branch, so set users.{key} and items.{key} alike")
+        for name, side in (("users", self.users), ("items", self.items)):
+            if side.hidden_sizes is None and side.input_size != self.embedding_size:
+                raise ValueError(
+                    f"{name}.hidden_sizes is null, so there is no branch: set {name}.input_size to the embedding_size "
+                    f"({self.embedding_size})"
+                )
+        return self
+
+
+class SingleBranchConfig(TowersConfig):
+    """The single-branch family."""
+
+    type: Literal["single_branch"] = "single_branch"
+    score: ScoreName = "dot"
+    """`dot`: the dot product, of which CoBraR's sigmoid(u . i) is the sigmoid. `cosine`: the logit of CoBraR's and DMF's
+    max(cos(u, i), 1e-6)."""
+
+
+class Embedded(NamedTuple):
+    """The embeddings of one side in a training batch."""
+
+    embedding: Tensor
+    """[*, d]"""
+    views: Tensor
+    """[*, D, d]: of each drawn modality by itself"""
+    places: Tensor
+    """int64 [*, D]: EMPTY where a slot of `views` is not used"""
+
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """The first two drawn modalities, [*, d] each; where only one is there, it twice."""
+        first = self.views[..., 0, :]
+        return first, torch.where(self.places[..., 1:2] == EMPTY, first, self.views[..., 1, :])
+
+
+class Towers(Recommender):
+    """Users and items, each embedded from their modalities by a branch; subclasses say how embeddings are scored."""
+
+    def __init__(self, config: TowersConfig, dataset: Dataset) -> None:
         """Build the model for a dataset, with torch's global generator."""
         super().__init__()
         self.config = config
-        users = config.users.model_copy(update={"draws": config.users.draws or 1})
-        items = config.items.model_copy(update={"draws": config.items.draws or (2 if config.contrast else 1)})
-        self.users = SingleBranch(users, config.embedding_size, dataset.users, dataset.items, "users")
-        self.items = SingleBranch(items, config.embedding_size, dataset.items, dataset.users, "items")
+        self.users = SideEncoders(config.users, config.users.input_size, dataset.users, dataset.items, "users")
+        self.items = SideEncoders(config.items, config.items.input_size, dataset.items, dataset.users, "items")
+        for encoders, side in ((self.users, config.users), (self.items, config.items)):
+            central = {side.contrast.central: None} if side.contrast and side.contrast.central else {}
+            require_modalities(central, encoders.modalities, f"model.{encoders.side}.contrast.central")
+            require_modalities(side.modality_dropout, encoders.modalities, f"model.{encoders.side}.modality_dropout")
+        if config.share_branch:
+            self.branch = Branch(config.items, config.embedding_size)
+        else:
+            self.user_branch = Branch(config.users, config.embedding_size)
+            self.item_branch = Branch(config.items, config.embedding_size)
 
-    def forward(self, batch: TrainBatch) -> StepOutput:
-        """Scores, and the contrastive loss "info_nce" between the two drawn modalities of each example's candidates."""
-        target = batch.items[:, 0] if self.config.exclude_target else None
-        asked = F.pad(batch.users[:, None], (0, batch.items.shape[1] - 1), value=-1) if self.config.exclude_target else None
-        users = self.users(batch.users, batch.user_modalities, batch.noise_key, target).mean(-2)
-        by_modality = self.items(batch.items, batch.item_modalities, batch.noise_key, asked)
-        scores = torch.einsum("bd,bnd->bn", users, by_modality.mean(-2))
-        contrast = self.config.contrast
-        if contrast is None:
-            return StepOutput(scores)
-        info_nce = symmetric_info_nce(by_modality[..., 0, :], by_modality[..., 1, :], contrast.temperature)
-        return StepOutput(scores, {"info_nce": contrast.weight * info_nce})
+    def embed(self, batch: AnyBatch) -> tuple[Embedded, Embedded]:
+        """The users [B], and the candidates [B, 1+N] or [P], of a batch, from the modalities that were drawn."""
+        target = asked = None
+        if self.config.exclude_target and not isinstance(batch, UserBatch):  # which never shows what it asks for
+            target = batch.items[:, 0]
+            asked = F.pad(batch.users[:, None], (0, batch.items.shape[1] - 1), value=-1)
+        users = self.users.rows(batch.users, batch.user_modalities, target)
+        items = self.items.rows(batch.items, batch.item_modalities, asked)
+        user_key, item_key = stream(batch.noise_key, 0), stream(batch.noise_key, 1)
+        user_inputs, item_inputs = self.users(users, user_key, batch.shown), self.items(items, item_key, batch.shown)
+        if self.config.share_branch:
+            # Together, so that batch normalisation has one set of statistics, as it has in evaluation.
+            names = torch.cat([users.names * 2, items.names * 2 + 1])
+            embedded = self.branch(torch.cat([user_inputs, item_inputs]), names, batch.noise_key)
+            embedded_users, embedded_items = embedded.split([len(user_inputs), len(item_inputs)])
+        else:
+            embedded_users = self.user_branch(user_inputs, users.names, user_key)
+            embedded_items = self.item_branch(item_inputs, items.names, item_key)
+        return (
+            _embedded(embedded_users, users, self.config.users.aggregation),
+            _embedded(embedded_items, items, self.config.items.aggregation),
+        )
 
-    def encode_users(self, users: Tensor, hidden: frozenset[str] = NOTHING_HIDDEN) -> Tensor:
+    def contrasts(self, users: Embedded, items: Embedded, batch: AnyBatch) -> dict[str, Tensor]:
+        """The contrastive losses that the configuration asks for, [B] each.
+
+        Items are told apart among the candidates of one example, and users among the users of the global batch.
+        """
+        losses = {}
+        if (of_users := self.config.users.contrast) is not None:
+            info_nce = batch_info_nce(*users.pair(), batch.weights, of_users.temperature, local=of_users.local)
+            losses["users.info_nce"] = of_users.weight * info_nce
+        if (of_items := self.config.items.contrast) is not None:
+            info_nce = candidates_info_nce(*items.pair(), of_items.temperature, len(batch.users))
+            losses["items.info_nce"] = of_items.weight * info_nce
+        return losses
+
+    def encode_users(self, users: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
         """See `Recommender`."""
-        return self.users.encode(users, hidden)
+        branch = self.branch if self.config.share_branch else self.user_branch
+        return _encode(self.users, branch, self.config.users.aggregation, users, hidden)
 
-    def encode_items(self, items: Tensor, hidden: frozenset[str] = NOTHING_HIDDEN) -> Tensor:
+    def encode_items(self, items: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
         """See `Recommender`."""
-        return self.items.encode(items, hidden)
+        branch = self.branch if self.config.share_branch else self.item_branch
+        return _encode(self.items, branch, self.config.items.aggregation, items, hidden)
 
     def sampling(self) -> tuple[ModalitySampling, ModalitySampling]:
         """See `Recommender`."""
-        return self.users.sampling(), self.items.sampling()
+        return _sampling(self.users, self.config.users), _sampling(self.items, self.config.items)
 
     def modalities(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """See `Recommender`."""
         return self.users.modalities, self.items.modalities
 
-    def without_modality(self, items: bool, hidden: frozenset[str] = NOTHING_HIDDEN) -> int:
+    def without_modality(self, items: bool, hidden: Hidden = NOTHING_HIDDEN) -> int:
         """See `Recommender`."""
-        side = self.items if items else self.users
-        return int((~side.seen(hidden).any(1)).sum())
+        return (self.items if items else self.users).without_modality(hidden)
 
 
-class SingleBranch(nn.Module):
-    """The encoders of one side, and the branch they share."""
+class SingleBranch(Towers):
+    """SiBraR, CoBraR, DMF and `universal`: see the module's docstring."""
 
-    present: Tensor
+    config: SingleBranchConfig
 
-    def __init__(self, config: BranchConfig, embedding_size: int, entities: Entities, other: Entities, side: str) -> None:
-        """Build for the `entities` of a `side`, whose interactions are with the `other` side."""
-        super().__init__()
-        known = (INTERACTIONS, *entities.features)
-        self.modalities = known if config.modalities is None else config.modalities
-        for name in self.modalities:
-            if name not in known:
-                raise ConfigError(f"model.{side}.modalities: the dataset's {side} have no {name}; {nearest(name, known)}")
-        if len(set(self.modalities)) < max(len(self.modalities), 1):
-            raise ConfigError(f"model.{side}.modalities must name at least one modality, and each only once")
-        self._draws = config.draws or 1
-        self._num_entities = entities.count
-        self._num_others = other.count
-        self.encoders = nn.ModuleDict()
-        present = []
-        for name in self.modalities:
-            if name == INTERACTIONS:
-                self.encoders[name] = InteractionsEncoder(entities, other, config.input_size)
-                present.append(entities.histories.lengths() > 0)
-            else:
-                feature = entities.features[name]
-                self.encoders[name] = ENCODERS[feature.spec.kind](feature, config.input_size)
-                present.append(feature.present)
-        self.unknown = nn.Parameter(torch.randn(1, config.input_size) / config.input_size**0.5)
-        self.register_buffer("present", torch.stack(present, dim=1), persistent=False)
-        self.branch = Branch(config, embedding_size)
+    def __init__(self, config: SingleBranchConfig, dataset: Dataset) -> None:
+        """Build the model for a dataset, with torch's global generator."""
+        super().__init__(config, dataset)
+        self._score = SCORES[config.score]
 
-    def sampling(self) -> ModalitySampling:
-        """How modalities are drawn in training."""
-        return ModalitySampling(self.present, self._draws)
+    def forward(self, batch: AnyBatch) -> StepOutput:
+        """Scores, and the contrastive losses "users.info_nce" and "items.info_nce" where they are wanted."""
+        users, items = self.embed(batch)
+        return StepOutput(self.batch_scores(users.embedding, items.embedding), self.contrasts(users, items, batch))
 
-    def seen(self, hidden: frozenset[str]) -> Tensor:
-        """Which modalities are there once some are hidden: bool [entities, M]."""
-        visible = torch.tensor([name not in hidden for name in self.modalities], device=self.present.device)
-        return self.present & visible
+    def score(self, users: Tensor, items: Tensor) -> Tensor:
+        """See `Recommender`."""
+        return self._score.all_pairs(users, items)
 
-    def forward(self, entities: Tensor, drawn: Tensor, noise_key: int, excluded: Tensor | None = None) -> Tensor:
-        """Embed what was drawn: each distinct (entity, modality) is encoded once, then gathered to where it is used.
-
-        Args:
-            entities: int64 [*].
-            drawn: int64 [*, draws], positions in `modalities`, or their number for "unknown".
-            noise_key: of this step's dropout.
-            excluded: int64 [*], entities of the other side, each left out of its entity's interactions; -1: none. What
-                is left of the same interactions without different entries counts as different inputs.
-
-        Returns:
-            [*, draws, d]
-        """
-        inputs = drawn * self._num_entities + entities[..., None]
-        if excluded is not None:
-            if INTERACTIONS in self.modalities:
-                excluded = torch.where(drawn == self.modalities.index(INTERACTIONS), excluded[..., None], -1)
-                inputs = inputs * (self._num_others + 1) + excluded + 1
-            else:
-                excluded = None
-        distinct, inverse = torch.unique(inputs, return_inverse=True)
-        if excluded is None:
-            embedded = self._embed(distinct, None, noise_key)
-        else:
-            others = self._num_others + 1
-            embedded = self._embed(distinct // others, distinct % others - 1, noise_key)
-        return F.embedding(inverse, embedded)
-
-    def encode(self, entities: Tensor, hidden: frozenset[str] = NOTHING_HIDDEN) -> Tensor:
-        """Embed distinct entities int64 [n] from all that is there: the mean over modalities, [n, d]."""
-        seen = self.seen(hidden)[entities]
-        seen = torch.cat([seen, ~seen.any(1, keepdim=True)], dim=1)  # the last column is "unknown"
-        modality, row = torch.nonzero(seen.T, as_tuple=True)
-        embedded = self._embed(modality * self._num_entities + entities[row], None, None)
-        total = embedded.new_zeros(entities.numel(), embedded.shape[1]).index_add_(0, row, embedded)
-        return total / seen.sum(1, keepdim=True)
-
-    def _embed(self, pairs: Tensor, excluded: Tensor | None, noise_key: int | None) -> Tensor:
-        """Embed pairs modality · entities + entity, int64 [n], grouped by modality: [n, d].
-
-        Every encoder runs, on no rows if need be, so that all parameters have a gradient on every rank.
-        """
-        limits = torch.arange(len(self.modalities) + 2, device=pairs.device) * self._num_entities
-        starts: list[int] = torch.searchsorted(pairs, limits).tolist()
-        encoded = []
-        for number, (name, encoder) in enumerate(self.encoders.items()):
-            group = slice(starts[number], starts[number + 1])
-            entities = pairs[group] - number * self._num_entities
-            if name == INTERACTIONS and excluded is not None:
-                encoded.append(encoder(entities, excluded[group]))
-            else:
-                encoded.append(encoder(entities))
-        encoded.append(self.unknown.expand(starts[-1] - starts[-2], -1))
-        embedded: Tensor = self.branch(torch.cat(encoded), pairs, noise_key)
-        return embedded
+    def candidate_scores(self, users: Tensor, items: Tensor) -> Tensor:
+        """See `Recommender`."""
+        return self._score.candidates(users, items)
 
 
-class Branch(nn.Module):
-    """The shared network g: [input dropout] (linear, [batch normalisation], ReLU)*, linear, [ReLU]."""
-
-    def __init__(self, config: BranchConfig, embedding_size: int) -> None:
-        """Build the layers."""
-        super().__init__()
-        self._normalize = config.normalize_input
-        self._dropout = config.input_dropout
-        sizes = [config.input_size, *config.hidden_sizes, embedding_size]
-        layers: list[nn.Module] = []
-        for depth, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
-            layers.append(nn.Linear(fan_in, fan_out))
-            is_output = depth == len(sizes) - 1
-            if not is_output and config.batch_norm_every > 0 and depth % config.batch_norm_every == 0:
-                layers.append(BatchNorm(fan_out))
-            if not is_output or config.output_activation:
-                layers.append(nn.ReLU())
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, inputs: Tensor, names: Tensor, noise_key: int | None) -> Tensor:
-        """Apply to inputs [n, h]; dropout only where a key is given, by the rows' names int64 [n]."""
-        if self._normalize:
-            inputs = F.normalize(inputs, dim=-1)
-        if noise_key is not None and self._dropout > 0:
-            inputs = named_dropout(inputs, self._dropout, noise_key, names)
-        outputs: Tensor = self.layers(inputs)
-        return outputs
+def _sampling(encoders: SideEncoders, config: SideConfig) -> ModalitySampling:
+    draws = None if config.draws == "all" else config.draws
+    return encoders.sampling(draws, config.contrast.central if config.contrast else None, config.modality_dropout)
 
 
-class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation that, given fewer than two rows to take statistics of, uses those it has gathered so far."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise [n, width]."""
-        if self.training and input.shape[0] < 2:
-            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        return super().forward(input)
+def _embedded(embedded: Tensor, rows: Rows, aggregation: Aggregation) -> Embedded:
+    by_modality = views(embedded, rows.places)
+    return Embedded(aggregate(by_modality, rows.places, aggregation), by_modality, rows.places)
 
 
-def named_dropout(inputs: Tensor, rate: float, key: int, names: Tensor) -> Tensor:
-    """Dropout whose mask is a hash of (key, row name, column): the same for a row on any rank and in any order.
-
-    Args:
-        inputs: [n, h].
-        rate: probability of zeroing an element, up to 2^-17; the others are divided by 1 - rate.
-        key: of this step.
-        names: int64 [n].
-    """
-    width = inputs.shape[1]
-    blocks = torch.arange(math.ceil(width / 4), device=inputs.device)
-    # Every hash of 64 bits decides on four columns, by 16 bits each.
-    bits = hash64(key, names[:, None] * len(blocks) + blocks).view(torch.int16)[:, :width]
-    threshold = round(rate * 2**16) - 2**15
-    return inputs * (bits >= threshold).to(inputs.dtype).mul_(1 / (1 - rate))
+def _encode(encoders: SideEncoders, branch: nn.Module, how: Aggregation, entities: Tensor, hidden: Hidden) -> Tensor:
+    rows = encoders.rows(entities, encoders.all_seen(entities, hidden))
+    return _embedded(branch(encoders(rows), rows.names, None), rows, how).embedding

@@ -5,10 +5,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from sibra_dist.config import Config
+from sibra_dist.data.batches import Labels
+from sibra_dist.data.negatives import SamplerConfig
+from sibra_dist.data.presence import Share
 from sibra_dist.errors import nearest
 from sibra_dist.evaluation.config import EvaluationConfig
 from sibra_dist.evaluation.metrics import USER_METRICS
-from sibra_dist.losses import LOSSES
+from sibra_dist.losses import LOSSES, POOL_LOSSES
 from sibra_dist.models import AnyModelConfig
 
 Positive = Annotated[int, Field(ge=1)]
@@ -17,11 +20,24 @@ Positive = Annotated[int, Field(ge=1)]
 class TrainingConfig(Config):
     """How the model is optimised."""
 
+    examples: Literal["pairs", "users"] = "pairs"
+    """`pairs`: an example is a training interaction, with negatives of its own. `users`: it is a user; a step shows a share of
+    all interactions to the encoders and asks for the others, against one pool of items."""
     batch_size: Positive = 2048
-    """Positives in a global batch, which the ranks share."""
+    """Examples in a global batch, which the ranks share."""
+    shown_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Of the interactions, what a step shows; for examples that are users."""
+    item_pool: Positive | None = None
+    """Training items in a step, drawn anew in each; null: all of them. For examples that are users."""
     negatives: Positive = 10
-    """Negatives for every positive, uniform over the training items that the user has not interacted with."""
+    """Negatives for every positive: training items that the user has not interacted with."""
+    sampler: SamplerConfig = SamplerConfig()
+    """How negatives are drawn."""
     loss: str = "bpr"
+    labels: Labels = "binary"
+    """Of the positives, for the loss `bce`: 1, or with `weights` the interaction's weight over the largest of all."""
+    hide: dict[str, Share] = {}
+    """Share of the entities from which a modality is hidden in training, by name: `items.genres: 0.25`."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     schedule: Literal["constant", "cosine"] = "constant"
     """`cosine`: the learning rate falls to 0 over `epochs` along half a cosine (Loshchilov and Hutter 2017)."""
@@ -50,6 +66,32 @@ class TrainingConfig(Config):
         name, _, cutoff = self.monitor.partition("@")
         if name not in USER_METRICS or not cutoff.isdecimal() or int(cutoff) < 1:
             raise ValueError(f"monitor {self.monitor!r} is none of {', '.join(USER_METRICS)} at a cutoff, such as ndcg@10")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_go_together(self) -> Self:
+        if self.examples == "users":
+            if self.loss not in POOL_LOSSES:
+                raise ValueError(f"with examples users the loss is one of {', '.join(POOL_LOSSES)}, not {self.loss}")
+            if self.labels != "binary" or self.sampler != SamplerConfig():
+                raise ValueError(
+                    "sampler and labels weights are for examples pairs: with examples users, the negatives are all items of "
+                    "item_pool. Leave both out, or set examples to pairs"
+                )
+        if self.labels == "weights" and self.loss != "bce":
+            raise ValueError(
+                f"labels weights are read by the loss bce, not by {self.loss}: set loss to bce, or labels to binary"
+            )
+        if self.sampler.log_q and self.loss != "sampled_softmax":
+            raise ValueError(
+                f"sampler.log_q corrects the loss sampled_softmax, not {self.loss}: set loss to sampled_softmax, or "
+                "sampler.log_q to false"
+            )
+        if self.sampler.pool is not None and self.sampler.pool < self.negatives:
+            raise ValueError(
+                f"the {self.negatives} negatives are to be the highest-scored of sampler.pool, which is {self.sampler.pool}: "
+                "make sampler.pool the larger"
+            )
         return self
 
 
@@ -98,7 +140,7 @@ class TrainConfig(Config):
     dataset: str
     """Folder of a prepared dataset."""
     seed: int = 0
-    """Of the parameters, the order of the positives, negatives, drawn modalities and dropout."""
+    """Of the parameters, the order of the positives, negatives, drawn modalities, dropout, and who loses a hidden modality."""
     model: AnyModelConfig
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -1,14 +1,17 @@
 """Evaluates a run's best model and keeps the result in the run folder."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from sibra_dist.data.dataset import HeldOut, open_dataset
+from sibra_dist.data.presence import describe_hide, parse_hide
 from sibra_dist.data.storage import write_atomically
 from sibra_dist.evaluation.evaluate import Evaluation, evaluate
+from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.ranks import Ranks, pick_device
 from sibra_dist.training.run_folder import RunFolder
 
@@ -20,15 +23,19 @@ class EvaluationRequest:
     """What is to be evaluated."""
 
     split: HeldOut = "test"
-    hide: tuple[str, ...] = ()
-    """Modalities that the model does not see, such as `items.interactions`."""
+    hide: Mapping[str, float] = field(default_factory=dict)
+    """Share of the entities that lose a modality, by name such as `items.interactions`, beside what the run itself hides
+    in evaluation; of two shares of one modality this counts."""
     dataset: str | None = None
     """Folder of the dataset, where it is not the one the run names."""
 
-    @property
-    def name(self) -> str:
-        """Name of the result's file, without suffix."""
-        return "metrics" if not self.hide else "metrics-without-" + "-".join(sorted(self.hide))
+    def hidden(self, config: TrainConfig) -> dict[str, float]:
+        """What is hidden in all when a run of this configuration is evaluated; of each modality a share above 0."""
+        return {name: share for name, share in {**config.evaluation.hide, **self.hide}.items() if share > 0}
+
+    def name(self, config: TrainConfig) -> str:
+        """Name of the result's file, without suffix, for a run of this configuration."""
+        return "-".join(["metrics-without", *hidden]) if (hidden := describe_hide(self.hidden(config))) else "metrics"
 
 
 def evaluate_run(run: RunFolder, request: EvaluationRequest, device: torch.device | None = None) -> Evaluation:
@@ -41,26 +48,27 @@ def evaluate_run(run: RunFolder, request: EvaluationRequest, device: torch.devic
     config = run.config()
     dataset = open_dataset(request.dataset or config.dataset)
     model, epoch = run.load_best(dataset, device or pick_device(config.training.device))
-    found = evaluate(
-        model, dataset, request.split, config.evaluation, hide=tuple(request.hide), ranks=(ranks.rank, ranks.world)
-    )
+    parse_hide(request.hide, model.modalities(), config.seed, "--hide")
+    settings = config.evaluation.model_copy(update={"hide": request.hidden(config)})
+    found = evaluate(model, dataset, request.split, settings, seed=config.seed, ranks=(ranks.rank, ranks.world))
     if ranks.leads:
         folder = run.evaluation(request.split)
         folder.mkdir(parents=True, exist_ok=True)
         prefix = PREFIXES[request.split]
         result: dict[str, Any] = {
             "split": request.split,
-            "hidden": sorted(request.hide),
+            "hidden": describe_hide(settings.hide),
             "epoch": epoch,
             "dataset": dataset.manifest.digest,
             "counts": found.counts,
             "metrics": {f"{prefix}/{name}": value for name, value in found.metrics.items()},
         }
-        write_atomically(folder / f"{request.name}.json", json.dumps(result, indent=2).encode() + b"\n")
+        write_atomically(folder / f"{request.name(config)}.json", json.dumps(result, indent=2).encode() + b"\n")
     return found
 
 
 def read_evaluation(run: RunFolder, request: EvaluationRequest) -> dict[str, Any]:
     """What `evaluate_run` wrote."""
-    result: dict[str, Any] = json.loads((run.evaluation(request.split) / f"{request.name}.json").read_text())
+    name = request.name(run.config())
+    result: dict[str, Any] = json.loads((run.evaluation(request.split) / f"{name}.json").read_text())
     return result

@@ -11,14 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 
-from sibra_dist.data.batches import Batches, TrainBatch
+from sibra_dist.data.batches import TrainBatch
 from sibra_dist.data.dataset import Dataset
+from sibra_dist.data.user_batches import AnyBatch
 from sibra_dist.errors import TrainingError
 from sibra_dist.evaluation.evaluate import evaluate
-from sibra_dist.losses import LOSSES
 from sibra_dist.models import build_model
+from sibra_dist.models.base import Recommender
+from sibra_dist.training.batching import batch_losses, make_batches
 from sibra_dist.training.checkpoint import Position, load_newest, save_checkpoint
+from sibra_dist.training.checks import require_served
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.ranks import Ranks, pick_device
 from sibra_dist.training.run_folder import RunFolder
@@ -44,7 +48,7 @@ class Progress:
     evaluated: int
     """... after so many epochs"""
     best: float | None
-    positives_per_second: float
+    examples_per_second: float
     seconds_left: float
     """Until the last epoch is done, were training not to stop early."""
 
@@ -74,28 +78,22 @@ class Trainer:
 
         Raises:
             CheckpointError: there are checkpoints, but none can be used.
-            ConfigError: the model cannot be built for this dataset.
+            ConfigError: the model cannot be built for this dataset, or the dataset or the model lacks what the configuration
+                asks of it.
         """
         self.config = config.training
         self.evaluation = config.evaluation
+        self.seed = config.seed
         self.dataset = dataset
         self.run = run
         self.callbacks = callbacks or Callbacks()
         self.ranks = Ranks.current()
         self.device = device or pick_device(self.config.device)
         self.model = build_model(config.model, dataset, config.seed).to(self.device)
+        require_served(config, dataset, self.model)
         self.epochs = self.config.epochs if self.model.trainable else 0
         if self.epochs:
-            self.batches = Batches(
-                dataset,
-                *self.model.sampling(),
-                seed=config.seed,
-                batch_size=self.config.batch_size,
-                negatives=self.config.negatives,
-                rank=self.ranks.rank,
-                world=self.ranks.world,
-                device=self.device,
-            )
+            self.batches = make_batches(config, dataset, self.model, self.ranks, self.device)
             if self.ranks.leads and self.batches.saturated_users:
                 logger.warning(
                     "%d users have interacted with every training item: their negatives are items they have interacted with",
@@ -134,13 +132,15 @@ class Trainer:
                 self._save_checkpoint()
             self._tell(first, step + 1, started)
 
-    def _step(self, batch: TrainBatch) -> torch.Tensor:
+    def _step(self, batch: AnyBatch) -> torch.Tensor:
         """One optimisation step; returns the loss of the global batch.
 
         Each rank divides by the weight of the *global* batch, so the sum over ranks is the mean over all examples.
         """
+        if self.config.sampler.pool is not None and isinstance(batch, TrainBatch):
+            batch = hardest(self.model, batch, self.config.negatives)
         output = self.model(batch)
-        losses = LOSSES[self.config.loss](output.scores, len(self.dataset.training_items))
+        losses = batch_losses(self.config.loss, batch, output.scores)
         for auxiliary in output.auxiliary_losses.values():
             losses = losses + auxiliary
         loss = (losses * batch.weights).sum() / batch.total_weight
@@ -185,7 +185,7 @@ class Trainer:
             out_of_patience = 0 < self.config.patience <= position.evaluations_since_best
             position = replace(position, finished=position.finished or out_of_patience)
             if self.ranks.leads:
-                self.run.record({"epoch": epoch, **metrics, "positives_per_second": round(self._rate)})
+                self.run.record({"epoch": epoch, **metrics, "examples_per_second": round(self._rate)})
         self.position = position
         if self.epochs:
             self._save_checkpoint()
@@ -196,9 +196,8 @@ class Trainer:
     def _evaluate(self) -> dict[str, float]:
         self.model.eval()
         names = list(dict.fromkeys([*self.evaluation.names, self.config.monitor]))
-        result = evaluate(
-            self.model, self.dataset, "validation", self.evaluation, names=names, ranks=(self.ranks.rank, self.ranks.world)
-        )
+        ranks = (self.ranks.rank, self.ranks.world)
+        result = evaluate(self.model, self.dataset, "validation", self.evaluation, names=names, seed=self.seed, ranks=ranks)
         return {f"val/{name}": value for name, value in result.metrics.items()}
 
     def _resume(self) -> Position:
@@ -251,7 +250,7 @@ class Trainer:
         """Report progress: `done` steps of an epoch."""
         if not self.ranks.leads or not self.epochs:
             return
-        positives_left = self.batches.num_positives * (self.epochs - epoch) - done * self.config.batch_size
+        examples_left = self.batches.num_examples * (self.epochs - epoch) - done * self.config.batch_size
         self.callbacks.progress(
             Progress(
                 epoch=min(epoch + 1, self.epochs),
@@ -263,7 +262,25 @@ class Trainer:
                 metric=self._metric,
                 evaluated=self._evaluated,
                 best=self.position.best,
-                positives_per_second=self._rate,
-                seconds_left=max(positives_left, 0) / max(self._rate, 1e-9),
+                examples_per_second=self._rate,
+                seconds_left=max(examples_left, 0) / max(self._rate, 1e-9),
             )
         )
+
+
+def hardest(model: Recommender, batch: TrainBatch, count: int) -> TrainBatch:
+    """The batch with the `count` of its negatives that the model scores highest, as it is in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        scores = model(batch).scores[:, 1:]
+    model.train(was_training)
+    kept = scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
+    columns = F.pad(kept + 1, (1, 0))  # and the positive, which is column 0
+    draws = batch.item_modalities.shape[-1]
+    return replace(
+        batch,
+        items=batch.items.gather(1, columns),
+        item_modalities=batch.item_modalities.gather(1, columns[..., None].expand(-1, -1, draws)),
+        log_counts=batch.log_counts.gather(1, kept),
+    )

@@ -27,6 +27,7 @@ from sibra_dist.errors import CheckpointError
 from sibra_dist.models import build_model
 from sibra_dist.models.base import Recommender
 from sibra_dist.training.checkpoint import load_newest
+from sibra_dist.training.checks import require_served
 from sibra_dist.training.config import TrainConfig
 
 CONFIG = "config.yaml"
@@ -54,14 +55,16 @@ class RunFolder:
 
         Raises:
             CheckpointError: a run is there already, or the folder cannot be written.
-            ConfigError: the model cannot be built for this dataset; then no folder is left behind.
+            ConfigError: the model cannot be built for this dataset, or the dataset or the model lacks what the configuration
+                asks of it; then no folder is left behind.
         """
         if self.exists:
             raise CheckpointError(
                 f"{self.path} holds a run already. Continue it with --resume {self.path}, or choose another --to"
             )
         with torch.device("meta"):  # parameters without memory
-            build_model(config.model, dataset, config.seed)
+            model = build_model(config.model, dataset, config.seed)
+        require_served(config, dataset, model)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / "environment.json", json.dumps(environment(dataset), indent=2).encode() + b"\n")

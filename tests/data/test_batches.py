@@ -1,4 +1,8 @@
+import math
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -7,17 +11,26 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from sibra_dist.data.batches import (
+    EMPTY,
     Batches,
     ModalitySampling,
-    NegativeSampler,
     TrainBatch,
     draw_modalities,
     permute,
     stream,
-    uniform,
 )
 from sibra_dist.data.dataset import Csr, Dataset, open_dataset
-from tests.planted import write_planted
+from sibra_dist.data.negatives import SamplerConfig
+from sibra_dist.errors import ConfigError
+from tests.planted import planted_weight, write_planted
+
+SAMPLERS = {
+    "uniform": SamplerConfig(),
+    "uniform corrected": SamplerConfig(log_q=True),
+    "popularity": SamplerConfig(type="popularity", log_q=True),
+    "in_batch": SamplerConfig(type="in_batch", log_q=True),
+    "pool": SamplerConfig(pool=7),
+}
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +38,16 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return open_dataset(write_planted(tmp_path_factory.mktemp("batches") / "dataset", protocol="cold_item"))
 
 
-def make(
-    dataset: Dataset, *, rank: int = 0, world: int = 1, batch_size: int = 50, seed: int = 0, negatives: int = 3
-) -> Batches:
+@pytest.fixture(scope="module")
+def weighted(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("weighted") / "dataset"
+    return open_dataset(write_planted(folder, protocol="random", columns=("weights",)))
+
+
+def make(dataset: Dataset, *, batch_size: int = 50, seed: int = 0, negatives: int = 3, **settings: Any) -> Batches:
     users = ModalitySampling(torch.ones(dataset.users.count, 2, dtype=torch.bool), 1)
     items = ModalitySampling(torch.ones(dataset.items.count, 3, dtype=torch.bool), 2)
-    return Batches(dataset, users, items, seed=seed, batch_size=batch_size, negatives=negatives, rank=rank, world=world)
+    return Batches(dataset, users, items, seed=seed, batch_size=batch_size, negatives=negatives, **settings)
 
 
 @given(size=st.integers(1, 5000), key=st.integers(-(2**63), 2**63 - 1))
@@ -70,15 +87,19 @@ def test_an_epoch_sees_every_positive_once(dataset: Dataset) -> None:
     assert sorted(pairs) == list(zip(users, histories.indices.tolist(), strict=True))
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @given(world=st.integers(1, 7), batch_size=st.integers(1, 60), epoch=st.integers(0, 3))
-def test_the_global_batch_is_the_same_on_any_number_of_ranks(dataset: Dataset, world: int, batch_size: int, epoch: int) -> None:
-    alone = make(dataset, batch_size=batch_size)
-    ranks = [make(dataset, batch_size=batch_size, rank=rank, world=world) for rank in range(world)]
+def test_the_global_batch_is_the_same_on_any_number_of_ranks(
+    weighted: Dataset, sampler: str, world: int, batch_size: int, epoch: int
+) -> None:
+    settings: dict[str, Any] = {"batch_size": batch_size, "sampler": SAMPLERS[sampler], "labels": "weights"}
+    alone = make(weighted, **settings)
+    ranks = [make(weighted, rank=rank, world=world, **settings) for rank in range(world)]
     for step in {0, alone.steps_per_epoch - 1}:
         whole = alone.batch(epoch, step)
         parts = [batches.batch(epoch, step) for batches in ranks]
         assert len({part.users.shape for part in parts}) == 1
-        for name in ("users", "items", "user_modalities", "item_modalities"):
+        for name in ("users", "items", "user_modalities", "item_modalities", "labels", "log_counts"):
             joined = torch.cat([getattr(part, name)[part.weights > 0] for part in parts])
             assert torch.equal(joined, getattr(whole, name)[whole.weights > 0])
         assert {part.total_weight for part in parts} == {whole.total_weight}
@@ -106,8 +127,20 @@ def test_padding_repeats_an_example_of_the_batch(dataset: Dataset) -> None:
     assert (batch.items[padded] == first.items[0]).all()
 
 
-def test_negatives_are_training_items_and_no_positives(dataset: Dataset) -> None:
-    batches = make(dataset, negatives=20)
+def test_batches_are_those_of_the_first_version(dataset: Dataset) -> None:
+    """Recorded before there were other samplers and draws, so that runs from then can be repeated."""
+    batch = make(dataset, seed=7).batch(2, 1)
+    assert batch.users[:6].tolist() == [29, 35, 5, 39, 39, 49]
+    expected = [[65, 23, 0, 49], [63, 52, 20, 68], [37, 73, 52, 27], [11, 24, 56, 58], [75, 45, 15, 35], [77, 0, 28, 9]]
+    assert batch.items[:6].tolist() == expected
+    assert int((batch.items * torch.arange(batch.items.numel()).view(batch.items.shape)).sum()) == 877100
+    assert batch.user_modalities[:6].flatten().tolist() == [1, 1, 0, 0, 0, 1]
+    assert batch.item_modalities[:2].tolist() == [[[0, 1], [1, 0], [2, 1], [1, 2]], [[1, 2], [2, 0], [2, 1], [0, 1]]]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_negatives_are_training_items_and_no_positives(dataset: Dataset, sampler: str) -> None:
+    batches = make(dataset, negatives=20, sampler=SAMPLERS[sampler])
     allowed = set(dataset.training_items.tolist())
     histories = dataset.users.histories
     for step in range(batches.steps_per_epoch):
@@ -116,28 +149,6 @@ def test_negatives_are_training_items_and_no_positives(dataset: Dataset) -> None
             seen = set(histories.gather(torch.tensor([user]))[0].tolist())
             assert not seen & set(negatives)
             assert set(negatives) <= allowed
-
-
-@given(data=st.data(), num_items=st.integers(1, 30))
-def test_every_unseen_candidate_is_drawn_by_exactly_one_number(data: st.DataObject, num_items: int) -> None:
-    """Over the numbers 0..unseen-1 the sampler is a bijection, so uniform numbers give uniform negatives."""
-    candidates = sorted(data.draw(st.sets(st.integers(0, num_items - 1), min_size=1)))
-    seen = sorted(data.draw(st.sets(st.sampled_from(candidates))))
-    histories = Csr(torch.tensor([0, 0, len(seen)]), torch.tensor(seen, dtype=torch.int32))
-    sampler = NegativeSampler(histories, torch.tensor(candidates), num_items)
-    unseen = [item for item in candidates if item not in seen]
-    drawn = sampler.sample(torch.tensor([1]), torch.arange(len(unseen) or len(candidates))[None])
-    assert drawn[0].tolist() == (unseen or candidates)
-
-
-def test_negatives_are_uniform() -> None:
-    histories = Csr(torch.tensor([0, 3]), torch.tensor([1, 2, 6], dtype=torch.int32))
-    sampler = NegativeSampler(histories, torch.tensor([0, 1, 2, 3, 5, 6, 7, 9]), 10)
-    random = uniform(stream(5), torch.arange(20_000))[:, None]
-    drawn = sampler.sample(torch.zeros(20_000, dtype=torch.int64), random).flatten()
-    counts = torch.bincount(drawn, minlength=10)
-    assert counts[[1, 2, 4, 6, 8]].sum() == 0
-    assert chisquare(counts[[0, 3, 5, 7, 9]].numpy()).pvalue > 1e-6
 
 
 def test_users_who_have_seen_everything_are_counted(tmp_path: Path) -> None:
@@ -152,29 +163,140 @@ def test_users_who_have_seen_everything_are_counted(tmp_path: Path) -> None:
     assert batches.batch(0, 0).items.max() < 12
 
 
-@given(
-    present=st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=8),
-    draws=st.integers(1, 4),
-    key=st.integers(0, 2**60),
+def test_negatives_of_the_batch_are_positives_of_others_in_it(dataset: Dataset) -> None:
+    """Of the whole batch, which this rank sees a third of, and drawn the more often the more often they are positives."""
+    settings: dict[str, Any] = {"sampler": SamplerConfig(type="in_batch"), "negatives": 200, "batch_size": 30}
+    whole = make(dataset, **settings).batch(1, 2)
+    part = make(dataset, rank=1, world=3, **settings).batch(1, 2)
+    positives = Counter(whole.items[:, 0].tolist())
+    drawn = Counter(part.items[:, 1:].flatten().tolist())
+    assert set(drawn) <= set(positives)
+    assert set(drawn) > set(part.items[:, 0].tolist())
+    twice, once = ([drawn[item] for item, count in positives.items() if count == times] for times in (2, 1))
+    assert sum(twice) / len(twice) > 1.5 * sum(once) / len(once)
+
+
+def test_a_pool_is_drawn_whole(dataset: Dataset) -> None:
+    """Each of its items stands for its part of the items: choosing among them later does not change that."""
+    batch = make(dataset, negatives=3, sampler=SamplerConfig(pool=8)).batch(0, 0)
+    assert batch.items.shape == (50, 9)
+    assert batch.item_modalities.shape == (50, 9, 2)
+    assert batch.log_counts.unique().tolist() == pytest.approx([math.log(len(dataset.training_items) / 8)])
+
+
+def test_labels_are_weights_over_the_largest(weighted: Dataset) -> None:
+    assert weighted.users.weights is not None
+    largest = float(weighted.users.weights.max())
+    batches = make(weighted, labels="weights", rank=1, world=2)
+    batch = batches.batch(0, batches.steps_per_epoch - 1)
+    assert (batch.weights == 0).any()  # padding included
+    pairs = zip(batch.users.tolist(), batch.items[:, 0].tolist(), strict=True)
+    assert batch.labels.tolist() == pytest.approx([planted_weight(user, item) / largest for user, item in pairs])
+    assert batch.labels.dtype == torch.float32
+
+
+def test_labels_are_1_unless_asked_for(weighted: Dataset) -> None:
+    assert make(weighted).batch(0, 0).labels.tolist() == [1.0] * 50
+
+
+def test_labels_that_the_dataset_lacks_are_told(dataset: Dataset) -> None:
+    with pytest.raises(ConfigError, match=r"training.labels is weights, but the interactions of .* have none. Set training"):
+        make(dataset, labels="weights")
+
+
+@pytest.mark.parametrize(("lowest", "factor"), [(-1.0, 1.0), (0.0, 0.0)])
+def test_weights_that_cannot_be_labels_are_told(weighted: Dataset, lowest: float, factor: float) -> None:
+    assert weighted.users.weights is not None
+    weights = weighted.users.weights * factor
+    weights[3] = lowest
+    changed = replace(weighted, users=replace(weighted.users, weights=weights))
+    with pytest.raises(ConfigError, match=rf"go from {lowest:g} to [0-9.]+: a label is a share of the largest, from 0 to 1"):
+        make(changed, labels="weights")
+
+
+samplings = st.integers(1, 4).flatmap(
+    lambda width: st.tuples(
+        st.lists(st.lists(st.booleans(), min_size=width, max_size=width), min_size=1, max_size=8),
+        st.none() | st.integers(1, 5),
+        st.none() | st.integers(0, width - 1),
+        st.none() | st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=width, max_size=width).map(tuple),
+    )
 )
-def test_drawn_modalities_are_present_and_distinct(present: list[list[bool]], draws: int, key: int) -> None:
-    sampling = ModalitySampling(torch.tensor(present), draws)
-    drawn = draw_modalities(sampling, torch.arange(len(present)), key, torch.arange(len(present))).tolist()
-    assert all(len(row) == draws for row in drawn)
-    for row, there in zip(drawn, present, strict=True):
-        available = [number for number, is_there in enumerate(there) if is_there]
-        if not available:
-            assert set(row) == {3}
+
+
+@given(sampling=samplings, key=st.integers(0, 2**60))
+def test_drawn_modalities_are_present_and_distinct_and_come_before_empty_slots(
+    sampling: tuple[list[list[bool]], int | None, int | None, tuple[float, ...] | None], key: int
+) -> None:
+    present, draws, first, dropout = sampling
+    width = len(present[0])
+    drawn = draw_modalities(
+        ModalitySampling(torch.tensor(present), draws, first, dropout),
+        torch.arange(len(present)),
+        key,
+        torch.arange(len(present)),
+    )
+    assert drawn.shape == (len(present), draws or width)
+    for row, there in zip(drawn.tolist(), present, strict=True):
+        never = {number for number in range(width) if not there[number] or (dropout and dropout[number] == 1)}
+        always = {number for number in range(width) if there[number] and not (dropout and dropout[number])}
+        used = [number for number in row if number != EMPTY]
+        assert row == used + [EMPTY] * (len(row) - len(used))
+        if used == [width]:  # "unknown"
+            assert not always
             continue
-        assert set(row) <= set(available)
-        assert len(set(row)) == min(draws, len(available), 3)
+        assert used
+        assert len(set(used)) == len(used)
+        assert not never & set(used)
+        assert set(used) <= set(range(width))
+        assert len(used) >= min(len(row), len(always))
+        if first in always:
+            assert used[0] == first
+        if first in used:
+            assert used[0] == first
 
 
-def test_drawn_modalities_are_uniform() -> None:
-    sampling = ModalitySampling(torch.tensor([[True, False, True, True]]), 2)
+def test_the_first_version_s_draws_are_repeated_but_for_what_it_drew_twice() -> None:
+    present = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 1], [0, 1, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0]]).bool()
+    entities = torch.tensor([0, 1, 2, 0, 1, 2, 3, 4])
+    drawn = draw_modalities(ModalitySampling(present, 2), entities, stream(4, 2), torch.arange(8)).tolist()
+    assert drawn[:6] == [[2, 3], [0, 2], [1, 2], [0, 1], [2, 0], [1, 2]]
+    assert drawn[6:] == [[3, EMPTY], [4, EMPTY]]
+
+
+@pytest.mark.parametrize("draws", [None, 1, 2])
+def test_drawn_modalities_are_uniform(draws: int | None) -> None:
+    """Over all ordered choices of those that are there: a chi-square test at one in a million."""
+    sampling = ModalitySampling(torch.tensor([[True, False, True, True]]), draws)
     count = 12_000
     drawn = draw_modalities(sampling, torch.zeros(count, dtype=torch.int64), stream(9), torch.arange(count))
-    pairs = torch.bincount(drawn[:, 0] * 4 + drawn[:, 1], minlength=16)
-    possible = [first * 4 + second for first in (0, 2, 3) for second in (0, 2, 3) if first != second]
-    assert pairs.sum() == pairs[possible].sum()
-    assert chisquare(pairs[possible].numpy()).pvalue > 1e-6
+    choices = Counter(tuple(row) for row in drawn.tolist())
+    assert len(choices) == {None: 6, 1: 3, 2: 6}[draws]
+    assert chisquare(list(choices.values())).pvalue > 1e-6
+
+
+def test_a_modality_drops_out_as_often_as_its_rate_says_and_apart_from_the_others() -> None:
+    sampling = ModalitySampling(torch.ones(1, 2, dtype=torch.bool), None, None, (0.5, 0.1))
+    count = 20_000
+    drawn = draw_modalities(sampling, torch.zeros(count, dtype=torch.int64), stream(3), torch.arange(count))
+    kept = Counter(tuple(sorted(number for number in row if number != EMPTY)) for row in drawn.tolist())
+    expected = {(0, 1): 0.45, (0,): 0.05, (1,): 0.45, (2,): 0.05}
+    assert kept.keys() == expected.keys()
+    assert chisquare([kept[key] for key in expected], [share * count for share in expected.values()]).pvalue > 1e-6
+
+
+def test_a_modality_that_is_left_is_drawn_as_likely_as_any_other_that_is() -> None:
+    """Half of the time there are two to draw from: so one in four draws gives the modality that may drop out."""
+    sampling = ModalitySampling(torch.ones(1, 2, dtype=torch.bool), 1, None, (0.5, 0.0))
+    drawn = draw_modalities(sampling, torch.zeros(8000, dtype=torch.int64), stream(6), torch.arange(8000))
+    assert chisquare(torch.bincount(drawn[:, 0], minlength=2).numpy(), [2000, 6000]).pvalue > 1e-6
+
+
+def test_dropout_does_not_change_the_order_of_what_is_left() -> None:
+    present, entities, counters = torch.ones(1, 4, dtype=torch.bool), torch.zeros(500, dtype=torch.int64), torch.arange(500)
+    whole = draw_modalities(ModalitySampling(present), entities, 5, counters).tolist()
+    rest = draw_modalities(ModalitySampling(present, None, None, (0.3, 0.3, 0.3, 0.3)), entities, 5, counters).tolist()
+    for row, left in zip(whole, rest, strict=True):
+        used = [number for number in left if number not in (EMPTY, 4)]
+        assert used == [number for number in row if number in used]
+    assert whole != rest

@@ -7,14 +7,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from sibra_dist.config import validate
 from sibra_dist.data.dataset import Dataset, HeldOut, open_dataset
+from sibra_dist.data.presence import NOTHING_HIDDEN, Hidden
 from sibra_dist.errors import ConfigError
 from sibra_dist.evaluation.config import EvaluationConfig
 from sibra_dist.evaluation.evaluate import evaluate
 from sibra_dist.models import build_model
 from sibra_dist.models.base import Recommender
 from sibra_dist.models.baselines import PopConfig, RandomConfig
-from sibra_dist.models.single_branch import SiBraRConfig
+from sibra_dist.models.single_branch import SingleBranchConfig
 from tests.planted import write_planted
 
 
@@ -23,7 +25,9 @@ def lists(dataset: Dataset, table: str, column: str) -> dict[int, set[int]]:
     return {row["index"]: set(row[column] or ()) for row in rows}
 
 
-def by_brute_force(model: Recommender, dataset: Dataset, split: HeldOut, k: int) -> tuple[float, float, int]:
+def by_brute_force(
+    model: Recommender, dataset: Dataset, split: HeldOut, k: int, hidden: tuple[Hidden, Hidden] = (NOTHING_HIDDEN,) * 2
+) -> tuple[float, float, int]:
     """ndcg@k, recall@k and the number of averaged users, in plain Python from the shards."""
     history, validation = lists(dataset, "histories/users", "items"), lists(dataset, "held_out/validation", "items")
     relevant = lists(dataset, f"held_out/{split}", "items")
@@ -34,7 +38,8 @@ def by_brute_force(model: Recommender, dataset: Dataset, split: HeldOut, k: int)
     }
     cold = dataset.manifest.protocol.name == "cold_item"
     scores = model.score(
-        model.encode_users(torch.arange(dataset.users.count)), model.encode_items(torch.arange(dataset.items.count))
+        model.encode_users(torch.arange(dataset.users.count), hidden[0]),
+        model.encode_items(torch.arange(dataset.items.count), hidden[1]),
     ).tolist()
     ndcgs, recalls = [], []
     for user, wanted in relevant.items():
@@ -49,9 +54,9 @@ def by_brute_force(model: Recommender, dataset: Dataset, split: HeldOut, k: int)
 
 @pytest.mark.parametrize("protocol", ["cold_item", "random"])
 @pytest.mark.parametrize("split", ["validation", "test"])
-@pytest.mark.parametrize("config", [PopConfig(), RandomConfig(), SiBraRConfig()], ids=lambda config: config.type)
+@pytest.mark.parametrize("config", [PopConfig(), RandomConfig(), SingleBranchConfig()], ids=lambda config: config.type)
 def test_it_agrees_with_brute_force(
-    tmp_path: Path, protocol: str, split: HeldOut, config: PopConfig | RandomConfig | SiBraRConfig
+    tmp_path: Path, protocol: str, split: HeldOut, config: PopConfig | RandomConfig | SingleBranchConfig
 ) -> None:
     dataset = open_dataset(write_planted(tmp_path / "dataset", protocol=protocol))
     model = build_model(config, dataset, seed=0).eval()
@@ -65,8 +70,37 @@ def test_it_agrees_with_brute_force(
     assert found.counts["candidates"] == (8 if protocol == "cold_item" else 80)
 
 
+HIDE = {"items.tags": 0.5, "items.cover": 0.25, "items.interactions": 1.0, "users.club": 0.5}
+
+
+def test_a_hidden_share_is_that_of_the_seed(tmp_path: Path) -> None:
+    """Beside brute force that hides the same ones; and an item that loses all it has is counted."""
+    dataset = open_dataset(write_planted(tmp_path / "dataset"))
+    model = build_model(SingleBranchConfig(), dataset, seed=0).eval()
+    tiles = EvaluationConfig(metrics=("ndcg", "recall"), cutoffs=(5,), user_tile=7, item_tile=11, hide=HIDE)
+    found = {seed: evaluate(model, dataset, "validation", tiles, seed=seed) for seed in (0, 5)}
+    for seed, evaluation in found.items():
+        users = Hidden("users", {"club": 0.5}, seed)
+        items = Hidden("items", {"tags": 0.5, "cover": 0.25, "interactions": 1.0}, seed)
+        with torch.inference_mode():
+            ndcg, recall, _ = by_brute_force(model, dataset, "validation", 5, (users, items))
+        assert evaluation.metrics == pytest.approx({"ndcg@5": ndcg, "recall@5": recall}, abs=1e-9)
+        everyone = torch.arange(80)
+        present = torch.stack([dataset.items.features[name].present for name in ("tags", "cover")], dim=1)
+        left = (present & items.visible(("tags", "cover"), everyone)).any(1)
+        assert evaluation.counts["items_without_modality"] == int((~left).sum()) > 0
+    assert found[0].metrics != found[5].metrics
+
+
 def test_a_modality_that_the_model_does_not_read_cannot_be_hidden(tmp_path: Path) -> None:
     dataset = open_dataset(write_planted(tmp_path / "dataset"))
-    model = build_model(SiBraRConfig(), dataset, seed=0).eval()
-    with pytest.raises(ConfigError, match=r"--hide items.coverr: the model reads no such modality; did you mean items.cover"):
-        evaluate(model, dataset, "test", EvaluationConfig(), hide=("items.coverr",))
+    model = build_model(SingleBranchConfig(), dataset, seed=0).eval()
+    message = r"evaluation.hide items.coverr: the model reads no such modality; did you mean items.cover"
+    with pytest.raises(ConfigError, match=message):
+        evaluate(model, dataset, "test", EvaluationConfig(hide={"items.coverr": 1.0}))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_a_share_is_from_0_to_1(share: float) -> None:
+    with pytest.raises(ConfigError, match=r"hide.items.cover: input should be (less|greater) than or equal to [01]"):
+        validate(EvaluationConfig, {"hide": {"items.cover": share}}, where="test")

@@ -9,7 +9,7 @@ from tests.planted import write_planted
 
 SIDE = {"input_size": 16, "hidden_sizes": [16, 16]}
 SMALL: dict[str, Any] = {
-    "model": {"type": "sibrar", "embedding_size": 8, "users": SIDE, "items": {**SIDE, "draws": 2}},
+    "model": {"type": "single_branch", "embedding_size": 8, "users": SIDE, "items": {**SIDE, "draws": 2, "contrast": {}}},
     "training": {"batch_size": 64, "negatives": 4, "epochs": 3, "learning_rate": 0.01, "device": "cpu"},
 }
 

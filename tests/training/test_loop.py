@@ -1,16 +1,19 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from sibra_dist.data.batches import TrainBatch
 from sibra_dist.data.dataset import Csr, open_dataset
 from sibra_dist.errors import CheckpointError, TrainingError
+from sibra_dist.models.base import StepOutput
 from sibra_dist.training.checkpoint import load_newest
 from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run, read_evaluation
-from sibra_dist.training.loop import Callbacks, Progress, Trainer
+from sibra_dist.training.loop import Callbacks, Progress, Trainer, hardest
 from sibra_dist.training.run_folder import RunFolder
 from tests.planted import write_planted
 from tests.training.conftest import make_config
@@ -54,21 +57,108 @@ def test_hiding_every_modality_and_each_behaves(planted: Path, tmp_path: Path) -
     run = RunFolder(tmp_path / "run")
 
     def recall(*hide: str) -> float:
-        return evaluate_run(run, EvaluationRequest(hide=hide)).metrics["recall@10"]
+        return evaluate_run(run, EvaluationRequest(hide=dict.fromkeys(hide, 1.0))).metrics["recall@10"]
 
     items = ("items.interactions", "items.tags", "items.cover")
     for hidden in [(name,) for name in items] + [tuple(other for other in items if other != name) for name in items]:
         assert recall(*hidden) > 0.3
-    nothing = evaluate_run(run, EvaluationRequest(hide=items))
+    request = EvaluationRequest(hide=dict.fromkeys(items, 1.0))
+    nothing = evaluate_run(run, request)
     assert nothing.counts["items_without_modality"] == 80
     assert nothing.metrics["recall@10"] < 0.3  # all items tie: the lowest indices are recommended
-    assert read_evaluation(run, EvaluationRequest(hide=items))["hidden"] == sorted(items)
+    assert read_evaluation(run, request)["hidden"] == sorted(items)
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "popularity": {"training__sampler": {"type": "popularity", "log_q": True}, "training__loss": "sampled_softmax"},
+    "in_batch": {"training__sampler": {"type": "in_batch", "log_q": True}, "training__loss": "sampled_softmax"},
+    "hard negatives": {"training__sampler": {"pool": 8}},
+    "soft labels": {
+        "training__labels": "weights",
+        "training__loss": "bce",
+        # Without a negative score no negative could be told from an item of even odds.
+        "model__users__output_activation": False,
+        "model__items__output_activation": False,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def weighted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_planted(tmp_path_factory.mktemp("weighted") / "dataset", protocol="random", columns=("weights",))
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_it_learns_with_other_negatives_and_labels(weighted: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """A user's own group holds a quarter of the items: at random about an eighth of the relevant ones are found."""
+    start(tmp_path / "run", weighted, training__epochs=8, **settings).fit()
+    assert evaluate_run(RunFolder(tmp_path / "run"), EvaluationRequest()).metrics["recall@10"] > 0.4
+
+
+def test_the_loss_reads_the_labels(weighted: Path, tmp_path: Path) -> None:
+    """At its first step, before the two differ in anything else."""
+    soft, hard = (
+        start(tmp_path / labels, weighted, training__loss="bce", training__labels=labels) for labels in ("weights", "binary")
+    )
+    batch = soft.batches.batch(0, 0)
+    assert float(batch.labels.min()) < 1
+    relabelled = replace(batch, labels=torch.ones_like(batch.labels))
+    with torch.no_grad():
+        scores = hard.model(batch).scores
+    # Each positive moves the loss by (1 - label) times the difference of its two terms, which is its logit.
+    expected = ((1 - batch.labels) * scores[:, 0]).sum() / batch.total_weight / scores.shape[1]
+    assert expected.abs() > 1e-3
+    torch.testing.assert_close(soft._step(batch) - hard._step(relabelled), expected, atol=1e-5, rtol=1e-3)
+
+
+class ByNumber(torch.nn.Module):
+    """Scores each item by a table, and notes how it was called."""
+
+    def __init__(self, table: torch.Tensor) -> None:
+        super().__init__()
+        self.table = torch.nn.Parameter(table)
+        self.calls: list[tuple[bool, bool]] = []
+
+    def forward(self, batch: TrainBatch) -> StepOutput:
+        self.calls.append((self.training, torch.is_grad_enabled()))
+        return StepOutput(self.table[batch.items])
+
+
+def test_hardest_negatives_are_the_highest_scored_of_the_pool(weighted: Path, tmp_path: Path) -> None:
+    trainer = start(tmp_path / "run", weighted, training__sampler={"pool": 12})
+    batch = trainer.batches.batch(0, 1)
+    # Told apart by column, so that what belongs together can be seen to stay together.
+    pool = replace(batch, log_counts=torch.arange(12.0).repeat(64, 1))
+    model = ByNumber(torch.randn(80, generator=torch.Generator().manual_seed(0)))
+    found = hardest(model, pool, 4)  # type: ignore[arg-type]
+    assert model.calls == [(False, False)]
+    assert model.training
+    for row in range(64):
+        scores = [float(model.table.detach()[item]) for item in batch.items[row, 1:]]
+        best = sorted(range(12), key=lambda column: (-scores[column], column))[:4]
+        assert found.log_counts[row].tolist() == best
+        columns = [0, *(column + 1 for column in best)]
+        assert found.items[row].tolist() == batch.items[row, columns].tolist()
+        assert found.item_modalities[row].tolist() == batch.item_modalities[row, columns].tolist()
+    assert torch.equal(found.users, batch.users)
+
+
+def test_a_step_trains_on_the_hardest_of_the_pool(weighted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = start(tmp_path / "run", weighted, training__sampler={"pool": 12})
+    seen: list[tuple[bool, torch.Tensor]] = []
+    trainer.model.register_forward_hook(lambda model, inputs, output: seen.append((model.training, inputs[0].items)))
+    batch = trainer.batches.batch(0, 0)
+    trainer._step(batch)
+    assert [(training, items.shape[1]) for training, items in seen] == [(False, 13), (True, 5)]
+    assert torch.equal(seen[0][1], batch.items)
 
 
 @pytest.mark.parametrize(("epoch", "step"), [(0, 0), (0, 4), (1, 7), (2, 1)])
 def test_an_interrupted_run_ends_as_an_undisturbed_one(planted: Path, tmp_path: Path, epoch: int, step: int) -> None:
     """Bit for bit: parameters, optimizer, early stopping, and the losses that are reported."""
-    settings = {"training__checkpoint_every": 3, "training__epochs": 3, "training__schedule": "cosine"}
+    settings: dict[str, Any] = {"training__checkpoint_every": 3, "training__epochs": 3, "training__schedule": "cosine"}
+    if epoch == 1:  # what else a step may depend on
+        settings |= {"training__sampler": {"type": "in_batch", "pool": 8}, "training__hide": {"items.tags": 0.5}}
     start(tmp_path / "undisturbed", planted, **settings).fit()
     with pytest.raises(Interrupted):
         start(tmp_path / "interrupted", planted, interrupt_at(epoch, step), **settings).fit()
@@ -88,7 +178,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(planted: Path, tmp_path: 
             assert torch.equal(found.tensors[name], tensor), name
     kept = [
         [
-            {key: value for key, value in line.items() if key != "positives_per_second"}
+            {key: value for key, value in line.items() if key != "examples_per_second"}
             for line in RunFolder(tmp_path / run).metrics()
         ]
         for run in ("undisturbed", "interrupted")
@@ -177,7 +267,7 @@ def test_progress_is_told(planted: Path, tmp_path: Path) -> None:
     last = told[-1]
     assert last.best == max(line["val/ndcg@10"] for line in RunFolder(tmp_path / "run").metrics())
     assert last.seconds_left == 0
-    assert last.positives_per_second > 0
+    assert last.examples_per_second > 0
 
 
 def test_run_folder_says_what_it_holds(planted: Path, tmp_path: Path) -> None:

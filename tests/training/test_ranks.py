@@ -12,7 +12,7 @@ import torch.multiprocessing
 from sibra_dist.config import validate
 from sibra_dist.data.dataset import open_dataset
 from sibra_dist.training.config import TrainConfig
-from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run
+from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run, read_evaluation
 from sibra_dist.training.loop import Callbacks, Trainer
 from sibra_dist.training.ranks import Ranks
 from sibra_dist.training.run_folder import RunFolder
@@ -47,11 +47,23 @@ def run_ranks(folder: Path, config: TrainConfig, world: int) -> tuple[list[float
     arguments = (world, str(meeting), str(folder), config.model_dump(mode="json"))
     torch.multiprocessing.start_processes(train_one, args=arguments, nprocs=world, start_method="spawn")
     losses = json.loads((folder / "losses.json").read_text())
-    return losses, json.loads((folder / "evaluation/test/metrics.json").read_text()), run.metrics()
+    return losses, read_evaluation(run, EvaluationRequest()), run.metrics()
 
 
-@pytest.mark.parametrize("planted_dropout", [0.0, 0.3], ids=["plain", "dropout"])
-def test_one_two_and_four_ranks_train_alike(planted: Path, tmp_path: Path, planted_dropout: float) -> None:
+OTHERS: dict[str, Any] = {
+    "training__loss": "sampled_softmax",
+    "training__sampler": {"type": "in_batch", "pool": 8},
+    "training__hide": {"items.tags": 0.5, "users.club": 1.0},
+    "evaluation__hide": {"items.cover": 0.25},
+}
+
+
+@pytest.mark.parametrize(
+    ("planted_dropout", "settings"), [(0.0, {}), (0.3, {}), (0.0, OTHERS)], ids=["plain", "dropout", "pool of the batch"]
+)
+def test_one_two_and_four_ranks_train_alike(
+    planted: Path, tmp_path: Path, planted_dropout: float, settings: dict[str, Any]
+) -> None:
     """Batch normalisation apart, whose statistics are each rank's own, the number of ranks changes only rounding."""
     config = make_config(
         planted,
@@ -61,10 +73,11 @@ def test_one_two_and_four_ranks_train_alike(planted: Path, tmp_path: Path, plant
         model__items__input_dropout=planted_dropout,
         training__batch_size=50,
         training__epochs=2,
+        **settings,
     )
     alone, evaluated, history = run_ranks(tmp_path / "run-1", config, 1)
     assert len(alone) == 2 * 10
-    worlds = (2, 4) if planted_dropout == 0 else (2,)
+    worlds = (2,) if planted_dropout or settings else (2, 4)
     for world in worlds:
         losses, metrics, lines = run_ranks(tmp_path / f"run-{world}", config, world)
         assert losses == pytest.approx(alone, rel=1e-4)

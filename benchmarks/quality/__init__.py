@@ -1,0 +1,1 @@
+"""The models on MovieLens 1M, beside published figures: `python -m benchmarks.quality`."""

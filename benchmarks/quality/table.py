@@ -1,0 +1,74 @@
+"""The results as tables: means over seeds with their deviations, published figures, and tests of the differences."""
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Column, Table
+from scipy.stats import ttest_rel
+
+from benchmarks.quality.entries import ENTRIES, SPLITS, Setting
+
+METRICS = ("recall@10", "precision@10", "map@10", "ndcg@10", "coverage@10")
+BEST = "SiBraR, best"
+
+Results = Mapping[str, Mapping[str, Any]]
+
+
+def show(results: Results) -> None:
+    """Print a table for each setting."""
+    console = Console(width=160, highlight=False)
+    for setting in SPLITS:
+        if any(result["setting"] == setting for result in results.values()):
+            console.print(table(results, setting))
+            console.print()
+
+
+def table(results: Results, setting: Setting) -> Table:
+    """Every model in a setting: mean and deviation of each metric over its seeds, and what was published."""
+    headings = ["seeds", *METRICS, "published recall@10", "published map@10", "behind by", "p", "minutes", "MiB"]
+    shown = Table(Column("model"), *(Column(heading, justify="right") for heading in headings), title=setting, box=None)
+    for name, entry in ENTRIES.items():
+        mine = of(results, setting, name)
+        if not mine:
+            continue
+        published = entry.published.get(setting, {})
+        shown.add_row(
+            name,
+            str(len(mine)),
+            *(spread([result["test"][metric] for result in mine.values()]) for metric in METRICS),
+            *(f"{published[metric]:.4f}" if metric in published else "" for metric in ("recall@10", "map@10")),
+            *behind(results, setting, name),
+            f"{statistics.mean(result['train']['seconds'] for result in mine.values()) / 60:.1f}",
+            f"{max(result['train']['peak_rss_mebibytes'] for result in mine.values()):.0f}",
+        )
+    return shown
+
+
+def of(results: Results, setting: Setting, name: str) -> dict[int, Mapping[str, Any]]:
+    """The results of a model in a setting, by seed."""
+    mine = [result for result in results.values() if (result["setting"], result["model"]) == (setting, name)]
+    return {result["seed"]: result for result in sorted(mine, key=lambda result: int(result["seed"]))}
+
+
+def behind(results: Results, setting: Setting, name: str) -> tuple[str, str]:
+    """By how much a model's recall@10 is behind that of the best SiBraR, and the p of a paired, one-sided t-test over seeds.
+
+    p is that of the hypothesis that it is not behind, multiplied by the number of models compared (Bonferroni).
+    """
+    best, other = of(results, setting, BEST), of(results, setting, name)
+    seeds = sorted(best.keys() & other.keys())
+    if name == BEST or len(seeds) < 2:
+        return "", ""
+    a, b = ([side[seed]["test"]["recall@10"] for seed in seeds] for side in (best, other))
+    compared = sum(1 for entry in ENTRIES if entry != BEST and of(results, setting, entry))
+    p = min(1.0, float(ttest_rel(a, b, alternative="greater").pvalue) * compared)
+    return f"{statistics.mean(a) - statistics.mean(b):+.4f}", f"{p:.4f}"
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation."""
+    if len(values) == 1:
+        return f"{values[0]:.4f}"
+    return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"

@@ -1,0 +1,94 @@
+"""The branch: the network that all modalities of a side, or of both sides, share."""
+
+import math
+from itertools import pairwise
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from sibra_dist.config import Config
+from sibra_dist.data.batches import hash64
+from sibra_dist.models.linear import Initialization, initialize_linear
+
+Width = Annotated[int, Field(ge=1)]
+
+
+class BranchConfig(Config):
+    """The branch g: [input dropout] (linear, [batch normalisation], ReLU)*, linear, [ReLU]."""
+
+    input_size: Width = 256
+    """Width h of the encoders' output, which is the branch's input."""
+    hidden_sizes: tuple[Width, ...] | None = (256, 256)
+    """Widths of the branch's hidden layers; its output has `embedding_size`. null: no branch, what encoders give is the
+    embedding, and `input_size` must be `embedding_size`."""
+    normalize_input: bool = True
+    """Whether the branch's input is scaled to length 1."""
+    input_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Probability of zeroing an element of the input in training."""
+    batch_norm_every: int = 2
+    """Batch normalisation after every so many hidden layers; -1 for none."""
+    output_activation: bool = True
+    """Whether a ReLU follows the output layer."""
+    initialization: Initialization = "uniform"
+    """Of the linear layers; torch's own, or Xavier's with biases of zero."""
+
+
+class Branch(nn.Module):
+    """See `BranchConfig`."""
+
+    def __init__(self, config: BranchConfig, embedding_size: int) -> None:
+        """Build the layers."""
+        super().__init__()
+        self._normalize = config.normalize_input
+        self._dropout = config.input_dropout
+        sizes = [] if config.hidden_sizes is None else [config.input_size, *config.hidden_sizes, embedding_size]
+        layers: list[nn.Module] = []
+        for depth, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
+            linear = nn.Linear(fan_in, fan_out)
+            initialize_linear(linear.weight, linear.bias, config.initialization, fan_in)
+            layers.append(linear)
+            is_output = depth == len(sizes) - 1
+            if not is_output and config.batch_norm_every > 0 and depth % config.batch_norm_every == 0:
+                layers.append(BatchNorm(fan_out))
+            if not is_output or config.output_activation:
+                layers.append(nn.ReLU())
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, inputs: Tensor, names: Tensor, noise_key: int | None) -> Tensor:
+        """Apply to inputs [n, h]; dropout only where a key is given, by the rows' names int64 [n]."""
+        if self._normalize:
+            inputs = F.normalize(inputs, dim=-1)
+        if noise_key is not None and self._dropout > 0:
+            inputs = named_dropout(inputs, self._dropout, noise_key, names)
+        outputs: Tensor = self.layers(inputs)
+        return outputs
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation that, given fewer than two rows to take statistics of, uses those it has gathered so far."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise [n, width]."""
+        if self.training and input.shape[0] < 2:
+            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(input)
+
+
+def named_dropout(inputs: Tensor, rate: float, key: int, names: Tensor) -> Tensor:
+    """Dropout whose mask is a hash of (key, row name, column): the same for a row on any rank and in any order.
+
+    Args:
+        inputs: [n, h].
+        rate: probability of zeroing an element, up to 2^-17; the others are divided by 1 - rate.
+        key: of this step.
+        names: int64 [n].
+    """
+    width = inputs.shape[1]
+    blocks = torch.arange(math.ceil(width / 4), device=inputs.device)
+    # Every hash of 64 bits decides on four columns, by 16 bits each.
+    bits = hash64(key, names[:, None] * len(blocks) + blocks).view(torch.int16)[:, :width]
+    threshold = round(rate * 2**16) - 2**15
+    return inputs * (bits >= threshold).to(inputs.dtype).mul_(1 / (1 - rate))

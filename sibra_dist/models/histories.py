@@ -1,0 +1,280 @@
+"""Rows of training interactions: what their entries count, which are read in a step, and the sums that they stand for.
+
+A row times a table is the sum of those rows of the table that its entries name, each times what the entry counts: a bag
+sum. Rows are read whole, or drawn: at most so many entries of each, by a hash, so that a row has the same draw on any rank
+and in any batch. Nothing here adds atomically or depends on a global generator.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sibra_dist.data.batches import hash64, stream, uniform
+from sibra_dist.data.dataset import Csr, Entities
+from sibra_dist.errors import ConfigError
+
+# In the backward pass, gathering and sorting one entry costs about as much as adding up this many of the transposed
+# matrix, which lie in order (measured on one CPU at width 256; see benchmarks/README.md).
+SORTING_COST = 2.0
+
+# Streams of the hash under a step's key: who draws, how far a draw is turned, and the first of the rounds.
+_ROWS, _TURNS, _FIRST_ROUND = 1, 2, 3
+_ROUNDS = 6
+
+# BM25 (Robertson and Zaragoza 2009): how fast a weight saturates, and how much a long row is damped.
+SATURATION, LENGTH_DAMPING = 1.2, 0.75
+
+Weighting = Literal["binary", "raw", "log", "tf_idf", "bm25"]
+
+
+class Entries(NamedTuple):
+    """Entries of some rows of a sparse matrix, end to end."""
+
+    columns: Tensor
+    """int32 [total]"""
+    starts: Tensor
+    """int64 [n]: where each row starts"""
+    values: Tensor | None = None
+    """[total]: what each counts; None: 1"""
+
+
+@dataclass(frozen=True)
+class Histories:
+    """A sparse matrix by row and by column."""
+
+    rows: Csr
+    transposed: Csr
+    values: Tensor | None = None
+    """float32 [nnz], in the order of `rows`; None: all 1"""
+    transposed_values: Tensor | None = None
+    """The same values in the order of `transposed`."""
+
+    def whole(self, rows: Tensor) -> Entries:
+        """All entries of rows int64 [n]."""
+        positions, starts = _positions(self.rows.indptr[rows], self.rows.lengths(rows))
+        return Entries(self.rows.indices[positions], starts, None if self.values is None else self.values[positions])
+
+    def some(self, rows: Tensor, shown: Callable[[Tensor, Tensor], Tensor]) -> Entries:
+        """The entries of rows int64 [n] that `shown` says of, given their rows and columns: bool [total]."""
+        lengths = self.rows.lengths(rows)
+        positions, _ = _positions(self.rows.indptr[rows], lengths)
+        owners = torch.repeat_interleave(lengths)
+        kept = shown(rows[owners], self.rows.indices[positions])
+        positions, counts = positions[kept], torch.bincount(owners[kept], minlength=len(rows))
+        values = None if self.values is None else self.values[positions]
+        return Entries(self.rows.indices[positions], counts.cumsum(0) - counts, values)
+
+    def drawn(self, rows: Tensor, excluded: Tensor | None, at_most: int, key: int) -> tuple[Entries, Tensor]:
+        """At most so many entries of each row, each at most once, every choice about as likely as any other.
+
+        The draw is a hash of the key, the row, what is excluded of it, and the place in the draw.
+
+        Args:
+            rows: int64 [n].
+            excluded: int64 [n], the column of an entry of the row that is not there to be drawn; -1 for none.
+            at_most: entries of a row; a shorter row is read whole.
+            key: of the step.
+
+        Returns:
+            The entries, and int64 [n] how many there were of each row to draw from.
+        """
+        first, available = self.rows.indptr[rows], self.rows.lengths(rows)
+        names = rows * (self.transposed.num_rows + 1)
+        if excluded is not None:
+            there = excluded >= 0
+            # Places from here on are one further into the row.
+            hole = torch.where(there, self.find(rows, excluded) - first, available)
+            available = available - there.long()
+            names = names + excluded + 1
+        taken = available.clamp(max=at_most)
+        places, starts = _positions(torch.zeros_like(taken), taken)
+        longer = torch.nonzero(available > at_most).flatten()
+        slots = torch.arange(at_most, device=rows.device)
+        names_of_longer = hash64(stream(key, _ROWS), names[longer])
+        places[starts[longer, None] + slots] = _distinct(slots, available[longer, None], names_of_longer[:, None], key)
+        if excluded is not None:
+            places += places >= torch.repeat_interleave(hole, taken)
+        positions = places + torch.repeat_interleave(first, taken)
+        values = None if self.values is None else self.values[positions]
+        return Entries(self.rows.indices[positions], starts, values), available
+
+    def find(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Where in `rows.indices` the entries (row, column) are, int64 [n], by bisection; anywhere if they are not."""
+        low, high = self.rows.indptr[rows], self.rows.indptr[rows + 1]
+        longest = int((high - low).max()) if rows.numel() else 0
+        for _ in range(longest.bit_length()):
+            middle = (low + high) // 2
+            open_ = low < high
+            before = open_ & (self.rows.indices[middle.clamp(max=self.rows.nnz - 1)] < columns)
+            low, high = torch.where(before, middle + 1, low), torch.where(open_ & ~before, middle, high)
+        return low
+
+
+class Whole(NamedTuple):
+    """Says of entries that they are whole rows, each once, of a matrix that is held by column too."""
+
+    rows: Tensor
+    """int64 [n], distinct"""
+    histories: Histories
+
+
+def bag_sum(table: Tensor, entries: Entries, whole: Whole | None = None) -> Tensor:
+    """Sums [n, h] of the rows of `table` that the entries of n rows name, each times what the entry counts.
+
+    The gradient with respect to `table` is a bag sum again, over the transposed matrix. Three forms give it, all without
+    atomic additions and so the same on every run:
+    - over the whole transposed histories, which are in order already, when whole rows are read and much of them;
+    - over the batch's own entries, sorted, when whole rows are read and few: the cost does not grow with the dataset;
+    - the same when what is read are not whole rows.
+    """
+    sums: Tensor = _BagSum.apply(table, entries, whole)  # type: ignore[no-untyped-call]
+    return sums
+
+
+class _BagSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, entries: Entries, whole: Whole | None) -> Tensor:
+        ctx.entries, ctx.whole, ctx.table_shape = entries, whole, table.shape
+        return _sums(table, entries)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = gradients
+        columns, starts, values = ctx.entries
+        if ctx.whole is not None:
+            rows, histories = ctx.whole
+            if columns.numel() * SORTING_COST >= histories.rows.nnz:
+                by_row = gradient.new_zeros(histories.rows.num_rows, gradient.shape[1]).index_copy_(0, rows, gradient)
+                transposed = histories.transposed
+                entries = Entries(transposed.indices, transposed.indptr[:-1], histories.transposed_values)
+                return _sums(by_row, entries), None, None
+        columns, order = columns.sort(stable=True)
+        lengths = F.pad(starts, (0, 1), value=columns.numel()).diff()
+        rows = torch.repeat_interleave(lengths)[order]
+        distinct, counts = torch.unique_consecutive(columns, return_counts=True)
+        entries = Entries(rows, counts.cumsum(0) - counts, None if values is None else values[order])
+        sums = _sums(gradient, entries)
+        return gradient.new_zeros(ctx.table_shape).index_copy_(0, distinct.long(), sums), None, None
+
+
+def _sums(table: Tensor, entries: Entries) -> Tensor:
+    columns, starts, values = entries
+    if columns.numel() == 0:
+        return table.new_zeros(starts.numel(), table.shape[1])
+    values = None if values is None else values.to(table.dtype)
+    return F.embedding_bag(columns, table, starts.to(columns.dtype), mode="sum", per_sample_weights=values)
+
+
+def _positions(first: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Stretches first, first + 1, ... of some lengths, end to end: int64 [total], and where each starts int64 [n]."""
+    starts = lengths.cumsum(0) - lengths
+    shift = torch.repeat_interleave(first - starts, lengths)
+    return torch.arange(shift.numel(), device=shift.device) + shift, starts
+
+
+def _distinct(slots: Tensor, sizes: Tensor, names: Tensor, key: int) -> Tensor:
+    """What a pseudo-random permutation of range(size), one for each name, makes of slots [k]: distinct, int64 [n, k].
+
+    A Feistel network with cycle walking as `sibra_dist.data.batches.permute`, of as many sizes as there are rows: what a
+    draw costs does not grow with the row that it is from. In a short row such a network favours some places by a few
+    percent; so its result is turned by a uniform number, which makes every place exactly as likely as any other.
+
+    Args:
+        slots: int64 [k], below every size.
+        sizes: int64 [n, 1].
+        names: random int64 [n, 1].
+        key: of the step.
+    """
+    a = sizes.double().sqrt().ceil().long()
+    b = (sizes + a - 1) // a
+    places = _feistel(slots.expand(len(sizes), -1), a, b, names, key)
+    row, column = torch.nonzero(places >= sizes, as_tuple=True)
+    while row.numel():
+        walked = _feistel(places[row, column], a[row, 0], b[row, 0], names[row, 0], key)
+        places[row, column] = walked
+        outside = walked >= sizes[row, 0]
+        row, column = row[outside], column[outside]
+    return (places + uniform(stream(key, _TURNS), names)) % sizes
+
+
+def _feistel(values: Tensor, a: Tensor, b: Tensor, names: Tensor, key: int) -> Tensor:
+    left, right = values // b, values % b
+    for number in range(_FIRST_ROUND, _FIRST_ROUND + _ROUNDS, 2):
+        left = (left + uniform(stream(key, number), names + right)) % a
+        right = (right + uniform(stream(key, number + 1), names + left)) % b
+    return left * b + right
+
+
+def weigh(weighting: Weighting, entities: Entities, other: Entities, where: str) -> Histories:
+    """The histories of `entities` over the `other` side, with what their entries count.
+
+    In the words of text retrieval, `entities` are documents, the other side terms, and weights (1 where the dataset has
+    none) how often a term is in a document; so users' and items' matrices differ.
+    - binary: 1.
+    - raw: the weight w. log: log(1 + w).
+    - tf_idf: sqrt(w) * (1 + log((1 + N) / (1 + n))), for n of N documents with the term: Spärck Jones (1972), with the root
+      and the smoothing of Lucene's ClassicSimilarity.
+    - bm25: w / (w + k1 * (1 - b + b * length / mean length)) * log(1 + (N - n + 0.5) / (n + 0.5)), length the sum of a
+      document's weights, k1 = 1.2, b = 0.75: Robertson and Zaragoza (2009), with Lucene's idf, which is never negative.
+
+    All but binary are then divided by their root mean square over all entries, so that a row of L entries has the squared
+    length L on average, that of a 0/1 row: the same learning rate suits stars, play counts and any weighting.
+
+    Raises:
+        ConfigError: the dataset has no weights, or weights that the weighting is not made for; `where` is the key.
+    """
+    rows, transposed = entities.histories, other.histories
+    if weighting == "binary":
+        return Histories(rows, transposed)
+    weights = entities.weights
+    if weights is None:
+        if weighting in ("raw", "log"):
+            raise ConfigError(
+                f"{where}: {weighting} is made of the interactions' weights, which the dataset has not; prepare it with "
+                "interactions.weight, or choose binary, tf_idf or bm25"
+            )
+        weights = torch.ones_like(rows.indices, dtype=torch.float32)
+    elif weighting != "raw" and rows.nnz and (smallest := float(weights.min())) < 0:
+        raise ConfigError(
+            f"{where}: {weighting} needs weights from 0 on, and the dataset has {smallest:g}; choose raw or binary"
+        )
+    values = _VALUES[weighting](weights, rows, transposed)
+    # An average of squares of 0 means values of 0, which stay.
+    values = values / values.square().mean(dtype=torch.float64).sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+    # By column, and by row within a column: that is the order of the transposed matrix.
+    return Histories(rows, transposed, values, values[rows.indices.sort(stable=True).indices])
+
+
+def _raw(weights: Tensor, rows: Csr, transposed: Csr) -> Tensor:
+    return weights
+
+
+def _log(weights: Tensor, rows: Csr, transposed: Csr) -> Tensor:
+    return weights.log1p()
+
+
+def _tf_idf(weights: Tensor, rows: Csr, transposed: Csr) -> Tensor:
+    documents, with_term = _documents(rows), transposed.lengths().double()
+    idf = 1 + torch.log((1 + documents) / (1 + with_term))
+    return weights.sqrt() * idf.float()[rows.indices]
+
+
+def _bm25(weights: Tensor, rows: Csr, transposed: Csr) -> Tensor:
+    documents, with_term = _documents(rows), transposed.lengths().double()
+    idf = torch.log1p((documents - with_term + 0.5) / (with_term + 0.5))
+    row = torch.repeat_interleave(rows.lengths())
+    lengths = torch.bincount(row, weights.double(), minlength=rows.num_rows)
+    relative = lengths / (lengths.sum() / max(documents, 1)).clamp(min=torch.finfo(torch.float64).tiny)
+    damping = SATURATION * (1 - LENGTH_DAMPING + LENGTH_DAMPING * relative)
+    return weights / (weights + damping.float()[row]) * idf.float()[rows.indices]
+
+
+def _documents(rows: Csr) -> int:
+    return int((rows.lengths() > 0).sum())
+
+
+_VALUES: dict[str, Callable[[Tensor, Csr, Csr], Tensor]] = {"raw": _raw, "log": _log, "tf_idf": _tf_idf, "bm25": _bm25}

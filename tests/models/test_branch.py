@@ -1,0 +1,28 @@
+import pytest
+import torch
+
+from sibra_dist.data.batches import stream
+from sibra_dist.models.branch import BatchNorm, named_dropout
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout_keeps_the_mean_and_belongs_to_the_row_name(rate: float) -> None:
+    names = torch.arange(4000) * 7919
+    ones = torch.ones(4000, 30)
+    dropped = named_dropout(ones, rate, stream(4), names)
+    assert dropped.unique().tolist() == pytest.approx([0.0, 1 / (1 - rate)])
+    # 120,000 draws: five standard deviations.
+    assert float((dropped == 0).float().mean()) == pytest.approx(rate, abs=5 * (rate * (1 - rate) / 120_000) ** 0.5)
+    order = torch.randperm(4000, generator=torch.Generator().manual_seed(0))[:50]
+    assert torch.equal(named_dropout(ones[:50], rate, stream(4), names[order]), dropped[order])
+    assert not torch.equal(named_dropout(ones, rate, stream(5), names), dropped)
+    columns = (dropped == 0).float().mean(0)
+    assert float(columns.std()) < 0.02
+    together = torch.corrcoef((dropped == 0).float().T).fill_diagonal_(0)
+    assert float(together.abs().max()) < 0.1
+
+
+def test_one_row_passes_batch_normalisation() -> None:
+    norm = BatchNorm(3).train()
+    assert norm(torch.ones(1, 3)).isfinite().all()
+    assert norm(torch.randn(4, 3)).mean(0).abs().max() < 1e-5
