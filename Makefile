@@ -68,8 +68,8 @@ lint: install ## check formatting, style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: install ## train on MovieLens 1M and measure
-	$(BIN)/python -m benchmarks.ml_1m
+bench: install ## every model on MovieLens 1M, beside published figures (hours)
+	$(BIN)/python -m benchmarks.quality
 
 clean: ## remove .venv and caches; datasets and runs stay
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -156,7 +156,7 @@ def _plain(value: Any) -> Any:
 
 def _first_sentence(documented: object) -> str:
     text = " ".join((inspect.getdoc(documented) or "").split())
-    return text.split(". ", 1)[0].split(": ", 1)[0].rstrip(".")
+    return text.split(". ", 1)[0].rstrip(".")
 
 
 def _table(*headings: str) -> Table:

@@ -13,14 +13,15 @@ from benchmarks.quality.entries import ENTRIES, SPLITS, Setting
 METRICS = ("recall@10", "precision@10", "map@10", "ndcg@10", "coverage@10")
 BEST = "SiBraR, best"
 
-Results = Mapping[str, Mapping[str, Any]]
+Results = Mapping[str, list[dict[str, Any]]]
+"""By row and setting (`MF, warm`), a result of `benchmarks.experiment` for each seed."""
 
 
 def show(results: Results) -> None:
     """Print a table for each setting."""
     console = Console(width=160, highlight=False)
     for setting in SPLITS:
-        if any(result["setting"] == setting for result in results.values()):
+        if any(of(results, setting, name) for name in ENTRIES):
             console.print(table(results, setting))
             console.print()
 
@@ -37,7 +38,7 @@ def table(results: Results, setting: Setting) -> Table:
         shown.add_row(
             name,
             str(len(mine)),
-            *(spread([result["test"][metric] for result in mine.values()]) for metric in METRICS),
+            *(spread([metric_of(result, metric) for result in mine.values()]) for metric in METRICS),
             *(f"{published[metric]:.4f}" if metric in published else "" for metric in ("recall@10", "map@10")),
             *behind(results, setting, name),
             f"{statistics.mean(result['train']['seconds'] for result in mine.values()) / 60:.1f}",
@@ -46,10 +47,15 @@ def table(results: Results, setting: Setting) -> Table:
     return shown
 
 
-def of(results: Results, setting: Setting, name: str) -> dict[int, Mapping[str, Any]]:
+def of(results: Results, setting: Setting, name: str) -> dict[int, dict[str, Any]]:
     """The results of a model in a setting, by seed."""
-    mine = [result for result in results.values() if (result["setting"], result["model"]) == (setting, name)]
-    return {result["seed"]: result for result in sorted(mine, key=lambda result: int(result["seed"]))}
+    return {result["seed"]: result for result in results.get(f"{name}, {setting}", [])}
+
+
+def metric_of(result: Mapping[str, Any], metric: str) -> float:
+    """A metric of the test split."""
+    value: float = result["evaluations"]["test"]["metrics"][metric]
+    return value
 
 
 def behind(results: Results, setting: Setting, name: str) -> tuple[str, str]:
@@ -61,7 +67,7 @@ def behind(results: Results, setting: Setting, name: str) -> tuple[str, str]:
     seeds = sorted(best.keys() & other.keys())
     if name == BEST or len(seeds) < 2:
         return "", ""
-    a, b = ([side[seed]["test"]["recall@10"] for seed in seeds] for side in (best, other))
+    a, b = ([metric_of(side[seed], "recall@10") for seed in seeds] for side in (best, other))
     compared = sum(1 for entry in ENTRIES if entry != BEST and of(results, setting, entry))
     p = min(1.0, float(ttest_rel(a, b, alternative="greater").pvalue) * compared)
     return f"{statistics.mean(a) - statistics.mean(b):+.4f}", f"{p:.4f}"

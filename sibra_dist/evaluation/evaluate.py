@@ -63,7 +63,7 @@ def evaluate(
 
     user_names, catalog_names = split_metrics(names)
     averages = UserAverages(user_names).to(device)
-    tallies = CatalogTallies(catalog_names, len(candidates)).to(device)
+    tallies = CatalogTallies(catalog_names, dataset.items.histories.lengths()[candidates]).to(device)
     k = max(cutoff for _, cutoff in map(parse_metric, names))
     embeddings = torch.cat([model.encode_items(part, hidden_items) for part in candidates.to(device).split(ENCODE_TILE)])
 

@@ -23,8 +23,9 @@ MAX_USERS = 2**27 - 1
 
 UserMetric = Callable[[Tensor, Tensor, int], Tensor]
 """(hits bool [U, K >= k] best first, number of relevant candidates int64 [U], k) -> float64 [U]"""
-CatalogMetric = Callable[[Tensor], float]
-"""exposure int64 [C], how often each candidate was recommended among the first k -> value"""
+CatalogMetric = Callable[[Tensor, Tensor], float]
+"""(exposure int64 [C], how often each candidate was recommended among the first k; popularity int64 [C], its number of
+training interactions) -> value"""
 
 
 def ndcg(hits: Tensor, num_relevant: Tensor, k: int) -> Tensor:
@@ -80,12 +81,12 @@ def _count(hits: Tensor, k: int) -> Tensor:
     return hits[:, :k].sum(dim=1).double()
 
 
-def coverage(exposure: Tensor) -> float:
+def coverage(exposure: Tensor, popularity: Tensor) -> float:
     """Share of the candidates that are recommended to anyone. In [0, 1], higher is broader; 0 without candidates."""
     return int(exposure.count_nonzero()) / max(len(exposure), 1)
 
 
-def gini(exposure: Tensor) -> float:
+def gini(exposure: Tensor, popularity: Tensor) -> float:
     """Inequality of exposure: sum of (2j - C - 1) p_j over C - 1, with p_j the j-th smallest of C shares of exposure.
 
     In [0, 1], lower is more even: 0 where all are recommended equally often, 1 where one candidate takes every place. 0 where
@@ -100,7 +101,7 @@ def gini(exposure: Tensor) -> float:
     return int((exposure.sort().values * places).sum()) / (total * (num_candidates - 1))
 
 
-def entropy(exposure: Tensor) -> float:
+def entropy(exposure: Tensor, popularity: Tensor) -> float:
     """Shannon entropy of the shares of exposure, in bits.
 
     In [0, log2 C], higher is more even; 0 where nothing is recommended. Gunawardana & Shani, Recommender Systems Handbook,
@@ -113,6 +114,15 @@ def entropy(exposure: Tensor) -> float:
     return math.fsum(number * (count / total) * math.log2(total / count) for count, number in pairs)
 
 
+def arp(exposure: Tensor, popularity: Tensor) -> float:
+    """Average recommendation popularity: the mean number of training interactions of what is recommended.
+
+    From 0 on, lower is less biased towards what is popular; 0 where nothing is recommended, and where all candidates are
+    cold. Yin et al., VLDB 2012; here over all recommendations, which is the mean over users where all have equally many.
+    """
+    return int((exposure * popularity).sum()) / max(int(exposure.sum()), 1)
+
+
 USER_METRICS: dict[str, UserMetric] = {
     "ndcg": ndcg,
     "recall": recall,
@@ -122,7 +132,7 @@ USER_METRICS: dict[str, UserMetric] = {
     "mrr": mrr,
     "f1": f1,
 }
-CATALOG_METRICS: dict[str, CatalogMetric] = {"coverage": coverage, "gini": gini, "entropy": entropy}
+CATALOG_METRICS: dict[str, CatalogMetric] = {"coverage": coverage, "gini": gini, "entropy": entropy, "arp": arp}
 
 
 def parse_metric(metric: str) -> tuple[str, int]:
@@ -224,17 +234,23 @@ class UserAverages(_Sums):
 
 
 class CatalogTallies(_Sums):
-    """Catalogue `metrics` (`name@k`) of what the users of all ranks are recommended from `num_candidates` candidates."""
+    """Catalogue `metrics` (`name@k`) of what the users of all ranks are recommended.
+
+    popularity: int64 [C], the number of training interactions of each candidate.
+    """
 
     exposure: Tensor
+    popularity: Tensor
 
-    def __init__(self, metrics: Sequence[str], num_candidates: int) -> None:
+    def __init__(self, metrics: Sequence[str], popularity: Tensor) -> None:
         super().__init__()
         self.metrics = tuple(metrics)
-        self.num_candidates = num_candidates
+        self.num_candidates = len(popularity)
+        self.register_buffer("popularity", popularity, persistent=False)
         self._parsed = [parse_metric(metric) for metric in metrics]
         self._cutoffs = sorted({k for _, k in self._parsed})
-        self.add_state("exposure", torch.zeros(len(self._cutoffs), num_candidates, dtype=torch.int64), dist_reduce_fx="sum")
+        exposure = torch.zeros(len(self._cutoffs), self.num_candidates, dtype=torch.int64)
+        self.add_state("exposure", exposure, dist_reduce_fx="sum")
 
     def update(self, items: Tensor) -> None:
         """Count recommendations [U, K], candidates best first, K at least the largest cutoff; -1 is no candidate."""
@@ -246,7 +262,8 @@ class CatalogTallies(_Sums):
 
     def compute(self) -> dict[str, float]:
         """The value of each metric; each function says what it is where nothing is recommended."""
-        return {f"{name}@{k}": CATALOG_METRICS[name](self.exposure[self._cutoffs.index(k)]) for name, k in self._parsed}
+        exposure = {k: self.exposure[number] for number, k in enumerate(self._cutoffs)}
+        return {f"{name}@{k}": CATALOG_METRICS[name](exposure[k], self.popularity) for name, k in self._parsed}
 
 
 def _all_reduce(state: Tensor, group: torch.distributed.ProcessGroup | None = None) -> list[Tensor]:

@@ -28,7 +28,7 @@ from sibra_dist.data.user_batches import AnyBatch, UserBatch
 from sibra_dist.errors import ConfigError, nearest
 from sibra_dist.losses import batch_info_nce, candidates_info_nce
 from sibra_dist.models.base import ModelConfig, Recommender, StepOutput
-from sibra_dist.models.concatenation import Concatenation, NetworkConfig, seen_modalities
+from sibra_dist.models.concatenation import Concatenation, NetworkConfig, distinct_inputs, seen_modalities
 from sibra_dist.models.encoders import ID, EncoderConfig, presence
 from sibra_dist.models.factorization import id_embedding
 from sibra_dist.models.side import ModalitiesConfig, SideEncoders, SideName, require_modalities
@@ -89,27 +89,33 @@ class CLCRecConfig(ModelConfig):
 
 
 class Both(NamedTuple):
-    """The embeddings of some entities, by id and by content; zeros where one is missing."""
+    """The embeddings of some entities, by id and by content; what is missing is zeros."""
 
     ids: Tensor
-    """[*, d]"""
+    """[n, d], of distinct entities"""
     contents: Tensor
-    """[*, d]"""
+    """[n, d], of the same"""
     has_id: Tensor
-    """bool [*, 1]"""
+    """bool [n]"""
     has_content: Tensor
-    """bool [*, 1]"""
+    """bool [n]"""
+    inverse: Tensor
+    """int64 [*]: where each entity is that was asked for"""
 
     def embedding(self, replaced: Tensor | None = None) -> Tensor:
         """What is scored, [*, d]: the id embedding, or else, and where bool [*] `replaced` says so, the content's."""
-        by_content = ~self.has_id if replaced is None else ~self.has_id | replaced[..., None]
-        return torch.where(by_content & self.has_content, self.contents, self.ids)
+        by_content = ~self.has_id[self.inverse]
+        if replaced is not None:
+            by_content = by_content | replaced
+        by_content = by_content & self.has_content[self.inverse]
+        return F.embedding(self.inverse + by_content * len(self.ids), torch.cat([self.ids, self.contents]))
 
     def pair(self) -> tuple[Tensor, Tensor]:
         """What is compared, [*, d] each, of length 1; where only one is there, it twice."""
-        ids = torch.where(self.has_id, self.ids, self.contents)
-        contents = torch.where(self.has_content, self.contents, self.ids)
-        return F.normalize(ids, dim=-1), F.normalize(contents, dim=-1)
+        ids = torch.where(self.has_id[:, None], self.ids, self.contents)
+        contents = torch.where(self.has_content[:, None], self.contents, self.ids)
+        ids, contents = F.normalize(ids, dim=-1), F.normalize(contents, dim=-1)
+        return F.embedding(self.inverse, ids), F.embedding(self.inverse, contents)
 
 
 class ContentSide(nn.Module):
@@ -152,11 +158,13 @@ class ContentSide(nn.Module):
 
     def forward(self, entities: Tensor, seen: Tensor, key: int | None = None) -> Both:
         """Embed entities int64 [*] of which the modalities `seen`, bool [*, M], are there."""
-        has_id, has_content = seen[..., :1], seen[..., 1:].any(-1, keepdim=True)
-        ids = F.embedding(entities, self.embedding) * has_id
-        if self.content is None:
-            return Both(ids, torch.zeros_like(ids), has_id, has_content)
-        return Both(ids, self.content(entities, seen[..., 1:], key) * has_content, has_id, has_content)
+        distinct = distinct_inputs(entities, seen)
+        has_id, has_content = distinct.seen[:, 0], distinct.seen[:, 1:].any(1)
+        ids = F.embedding(distinct.entities, self.embedding) * has_id[:, None]
+        contents = torch.zeros_like(ids)
+        if self.content is not None:
+            contents = self.content(distinct.entities, distinct.seen[:, 1:], key) * has_content[:, None]
+        return Both(ids, contents, has_id, has_content, distinct.inverse)
 
 
 class CLCRec(Recommender):

@@ -1,6 +1,6 @@
 """A network that reads all that is known of an entity at once: the encodings side by side, zeros where one is missing."""
 
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,7 @@ class Concatenation(nn.Module):
         """
         super().__init__()
         count, self._num_modalities = encoders.present.shape
-        if count << self._num_modalities >= 2**63:
+        if count << (self._num_modalities + 1) >= 2**63:  # with one more: a caller may have an id beside them
             raise ConfigError(
                 f"model.{encoders.side}: {self._num_modalities} modalities are too many for {count} {encoders.side}; name fewer"
             )
@@ -57,16 +57,34 @@ class Concatenation(nn.Module):
         through the network once. `key` is that of the step's draws, None in evaluation, and `shown`
         the interactions it shows.
         """
-        modality = torch.arange(self._num_modalities, device=entities.device)
-        numbers = (entities << self._num_modalities) + (seen << modality).sum(-1)
-        names, inverse = torch.unique(numbers, return_inverse=True)
-        there = (names[:, None] >> modality) & 1 == 1
-        drawn = torch.where(there, modality, EMPTY)
+        distinct = distinct_inputs(entities, seen)
+        drawn = torch.where(distinct.seen, torch.arange(self._num_modalities, device=seen.device), EMPTY)
         # Whoever has nothing is encoded as "unknown", which is zeros.
-        drawn[:, 0] = torch.where(there.any(1), drawn[:, 0], self._num_modalities)
-        rows = self.encoders.rows(names >> self._num_modalities, drawn)
+        drawn[:, 0] = torch.where(distinct.seen.any(1), drawn[:, 0], self._num_modalities)
+        rows = self.encoders.rows(distinct.entities, drawn)
         encodings = views(self.encoders(rows, key, shown), rows.places) * (rows.places != EMPTY)[..., None]
-        return F.embedding(inverse, self.network(encodings.flatten(1), names, key))
+        return F.embedding(distinct.inverse, self.network(encodings.flatten(1), distinct.names, key))
+
+
+class DistinctInputs(NamedTuple):
+    """Entities and what is seen of them, each once."""
+
+    names: Tensor
+    """int64 [n], ascending: both in one number"""
+    entities: Tensor
+    """int64 [n]"""
+    seen: Tensor
+    """bool [n, M]"""
+    inverse: Tensor
+    """int64 [*]: where each is that was asked for"""
+
+
+def distinct_inputs(entities: Tensor, seen: Tensor) -> DistinctInputs:
+    """The distinct inputs among entities int64 [*] of which the modalities `seen`, bool [*, M], are there."""
+    bits = seen.shape[-1]
+    modality = torch.arange(bits, device=seen.device)
+    names, inverse = torch.unique((entities << bits) + (seen << modality).sum(-1), return_inverse=True)
+    return DistinctInputs(names, names >> bits, (names[:, None] >> modality) & 1 == 1, inverse)
 
 
 def seen_modalities(drawn: Tensor, num_modalities: int) -> Tensor:

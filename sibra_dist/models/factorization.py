@@ -94,10 +94,10 @@ class MatrixFactorization(Recommender):
         if weights.users:
             terms.append(weights.users * users_seen * users.square().sum(-1))
         if weights.positives or weights.negatives:
-            positive, negative = _by_role(items_seen * items.square().sum(-1), len(users))
-            terms += [weights.positives * positive, weights.negatives * negative]
+            lengths = items_seen * items.square().sum(-1)
+            terms.append(_of_candidates(lengths, len(users), weights.positives, weights.negatives))
         if weights.bias and bias is not None:
-            terms += [weights.bias * part for part in _by_role(items_seen * bias.square(), len(users))]
+            terms.append(_of_candidates(items_seen * bias.square(), len(users), weights.bias, weights.bias))
         return {"regularization": torch.stack(terms).sum(0)} if terms else {}
 
     def encode_users(self, users: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
@@ -131,15 +131,16 @@ class MatrixFactorization(Recommender):
         return present[entities] & hidden.visible((ID,), entities)
 
 
-def _by_role(squares: Tensor, num_examples: int) -> tuple[Tensor, Tensor]:
-    """Squared lengths of an example's positive, and their mean over its negatives, [B] each.
+def _of_candidates(squares: Tensor, num_examples: int, positive: float, negatives: float) -> Tensor:
+    """Weighted squares of an example's positive, and of its negatives on average: [B].
 
     Of candidates [B, 1+N]; items of a pool, [P], are all examples' negatives.
     """
     if squares.dim() == 1:
-        mean = squares.mean().expand(num_examples)
-        return torch.zeros_like(mean), mean
-    return squares[:, 0], squares[:, 1:].mean(1)
+        return (negatives * squares.mean()).expand(num_examples)
+    weights = squares.new_full(squares.shape[1:], negatives / (squares.shape[1] - 1))
+    weights[0] = positive
+    return squares @ weights
 
 
 def id_embedding(count: int, width: int, deviation: float) -> nn.Parameter:

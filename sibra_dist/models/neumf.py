@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sibra_dist.data.dataset import Dataset
 from sibra_dist.data.user_batches import AnyBatch
@@ -81,15 +82,21 @@ class NeuMF(Towers):
         user_gmf, user_mlp = users.split(self._sizes, dim=-1)
         item_gmf, item_mlp = items.split(self._sizes, dim=-1)
         weight, _ = self._output_weights()
-        scores: Tensor = (user_gmf * weight) @ item_gmf.T
-        user_part, item_part = self._user_part(user_mlp), self._item_part(item_mlp)
         pairs = max(CHUNK_ELEMENTS // max(self.config.mlp_hidden_sizes), 1)
         columns = min(max(len(items), 1), pairs)
-        rows = max(pairs // columns, 1)
-        for top in range(0, len(users), rows):
-            for left in range(0, len(items), columns):
-                chunk = self._perceptron(user_part[top : top + rows, None], item_part[None, left : left + columns])
-                scores[top : top + rows, left : left + columns] += chunk
+        chunks = self._item_part(item_mlp)[None].split(columns, dim=1)
+        rows = [
+            torch.cat([self._chunk(part, chunk) for chunk in chunks], dim=1)
+            for part in self._user_part(user_mlp)[:, None].split(max(pairs // columns, 1))
+        ]
+        scores: Tensor = (user_gmf * weight) @ item_gmf.T + torch.cat(rows)
+        return scores
+
+    def _chunk(self, user_part: Tensor, item_part: Tensor) -> Tensor:
+        """`_perceptron`, computed again in the backward pass instead of kept for it."""
+        if not torch.is_grad_enabled():
+            return self._perceptron(user_part, item_part)
+        scores: Tensor = checkpoint(self._perceptron, user_part, item_part, use_reentrant=False, preserve_rng_state=False)
         return scores
 
     # The MLP's first layer reads [p_m, q_m]: W [p_m, q_m] + c = (W_u p_m + c) + W_i q_m, so its products are those of users

@@ -269,7 +269,10 @@ class Trainer:
 
 
 def hardest(model: Recommender, batch: TrainBatch, count: int) -> TrainBatch:
-    """The batch with the `count` of its negatives that the model scores highest, as it is in evaluation mode."""
+    """The batch with the `count` of its negatives that the model scores highest, as it is in evaluation mode.
+
+    The batch's own key decides on dropout, so what is scored is what the step then trains, but for batch statistics.
+    """
     was_training = model.training
     model.eval()
     with torch.no_grad():

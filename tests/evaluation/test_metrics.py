@@ -129,6 +129,8 @@ def test_metric_says_its_direction_and_its_empty_case(function: Callable[..., ob
 
 # ------------------------------------------------------------------------------------------------------ the catalogue
 
+NOBODYS = torch.tensor([])
+"""The popularity of candidates, for metrics that do not read it."""
 exposures = st.lists(st.integers(0, 20), min_size=2, max_size=12).filter(any)
 
 
@@ -138,49 +140,51 @@ def test_gini_is_the_mean_difference_between_candidates(exposure: list[int]) -> 
     size = len(exposure)
     differences = sum(abs(one - other) for one in exposure for other in exposure)
     expected = differences / (2 * size * sum(exposure)) * size / (size - 1)
-    assert gini(torch.tensor(exposure)) == pytest.approx(expected, rel=1e-12)
+    assert gini(torch.tensor(exposure), NOBODYS) == pytest.approx(expected, rel=1e-12)
 
 
 @given(exposures)
 def test_entropy_is_shannons(exposure: list[int]) -> None:
     shares = [count / sum(exposure) for count in exposure if count]
     expected = sum(-share * math.log2(share) for share in shares)
-    assert entropy(torch.tensor(exposure)) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    assert entropy(torch.tensor(exposure), NOBODYS) == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
 @pytest.mark.parametrize(
     ("exposure", "expected"),
     [
-        ([5, 5, 5, 5], {"coverage": 1.0, "gini": 0.0, "entropy": 2.0}),
-        ([0, 8, 0, 0], {"coverage": 0.25, "gini": 1.0, "entropy": 0.0}),
-        ([3, 0, 0, 3], {"coverage": 0.5, "gini": 2 / 3, "entropy": 1.0}),
-        ([7], {"coverage": 1.0, "gini": 0.0, "entropy": 0.0}),
-        ([0, 0], {"coverage": 0.0, "gini": 0.0, "entropy": 0.0}),
-        ([], {"coverage": 0.0, "gini": 0.0, "entropy": 0.0}),
+        ([5, 5, 5, 5], {"coverage": 1.0, "gini": 0.0, "entropy": 2.0, "arp": 2.5}),
+        ([0, 8, 0, 0], {"coverage": 0.25, "gini": 1.0, "entropy": 0.0, "arp": 2.0}),
+        ([3, 0, 0, 3], {"coverage": 0.5, "gini": 2 / 3, "entropy": 1.0, "arp": 2.5}),
+        ([7], {"coverage": 1.0, "gini": 0.0, "entropy": 0.0, "arp": 1.0}),
+        ([0, 0], {"coverage": 0.0, "gini": 0.0, "entropy": 0.0, "arp": 0.0}),
+        ([], {"coverage": 0.0, "gini": 0.0, "entropy": 0.0, "arp": 0.0}),
     ],
 )
 def test_catalogue_metrics_worked_by_hand(exposure: list[int], expected: dict[str, float]) -> None:
+    """Candidates have 1, 2, 3, ... training interactions."""
     tally = torch.tensor(exposure, dtype=torch.int64)
-    assert {name: function(tally) for name, function in CATALOG_METRICS.items()} == pytest.approx(expected)
+    popularity = torch.arange(1, len(exposure) + 1)
+    assert {name: function(tally, popularity) for name, function in CATALOG_METRICS.items()} == pytest.approx(expected)
 
 
 def test_gini_of_a_large_catalogue_is_exact() -> None:
     exposure = torch.full((1_000_000,), 10**6)
     exposure[0] = 0
     # One of C candidates has nothing and the others share alike: (C - 1) differences of a mean share of 1 / (C - 1).
-    assert gini(exposure) == pytest.approx(1 / 999_999, rel=1e-12)
+    assert gini(exposure, NOBODYS) == pytest.approx(1 / 999_999, rel=1e-12)
 
 
 def test_tallies_count_each_cutoff_and_no_missing_candidate() -> None:
-    tallies = CatalogTallies(["coverage@1", "gini@3", "coverage@3"], num_candidates=4)
+    tallies = CatalogTallies(["coverage@1", "gini@3", "coverage@3"], torch.arange(4))
     tallies.update(torch.tensor([[0, 1, -1], [0, 2, 1]]))
     tallies.update(torch.tensor([[-1, -1, -1]]))
-    assert tallies.compute() == {"coverage@1": 0.25, "gini@3": gini(torch.tensor([2, 2, 1, 0])), "coverage@3": 0.75}
+    assert tallies.compute() == {"coverage@1": 0.25, "gini@3": gini(torch.tensor([2, 2, 1, 0]), NOBODYS), "coverage@3": 0.75}
 
 
 def test_tallies_refuse_lists_shorter_than_a_cutoff() -> None:
     with pytest.raises(ValueError, match="cutoff of 3"):
-        CatalogTallies(["coverage@3"], 4).update(torch.tensor([[0, 1]]))
+        CatalogTallies(["coverage@3"], torch.arange(4)).update(torch.tensor([[0, 1]]))
 
 
 # -------------------------------------------------------------------------------------------------------------- names
@@ -197,7 +201,7 @@ def test_known_metrics_are_parsed(metric: str) -> None:
     [
         ("ndgc@10", "did you mean ndcg?"),
         ("NDCG@10", "did you mean ndcg?"),
-        ("@10", "known here: coverage"),
+        ("@10", "known here: arp"),
         ("ndcg", "write for example ndcg@10"),
         ("ndcg@", "positive whole number"),
         ("ndcg@0", "positive whole number"),
@@ -244,7 +248,7 @@ def users(count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def measure(parts: list[Tensor], count: int) -> dict[str, float]:
     """All metrics of the users of `parts`, added part by part."""
-    averages, tallies = UserAverages(AVERAGED), CatalogTallies(COUNTED, NUM_CANDIDATES)
+    averages, tallies = UserAverages(AVERAGED), CatalogTallies(COUNTED, torch.arange(NUM_CANDIDATES) ** 2)
     items, hits, num_relevant = users(count)
     for part in parts:
         averages.update(hits[part], num_relevant[part])
@@ -318,7 +322,11 @@ def run_rank(rank: int, world_size: int, folder: str, shares: list[list[int]]) -
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size, timeout=timedelta(seconds=120)
     )
     items, hits, num_relevant = users(SPREAD)
-    averages, tallies, nothing = UserAverages(AVERAGED), CatalogTallies(COUNTED, NUM_CANDIDATES), CatalogTallies([], 3)
+    averages, tallies, nothing = (
+        UserAverages(AVERAGED),
+        CatalogTallies(COUNTED, torch.arange(NUM_CANDIDATES) ** 2),
+        CatalogTallies([], torch.arange(3)),
+    )
     for part in torch.tensor(shares[rank], dtype=torch.int64).split(7) if shares[rank] else ():
         averages.update(hits[part], num_relevant[part])
         tallies.update(items[part])

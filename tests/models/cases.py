@@ -109,6 +109,16 @@ CASES: dict[str, Case] = {
     "Pop": Case({"type": "pop"}, ()),
     "Random": Case({"type": "random", "seed": 3}, ()),
 }
+# With examples that are users; one of every model that trains.
+WHOLE_USERS = {
+    "SiBraR, items": "sampled_softmax",
+    "CoBraR, dot": "sampled_softmax",
+    "MF": "sampled_softmax",
+    "NeuMF": "sampled_softmax",
+    "DropoutNet": "sampled_softmax",
+    "CLCRec, items": "bce",
+}
+LONG = {"epochs": 20, "evaluate_every": 20}
 TRAINED = [name for name, case in CASES.items() if case.learns]
 
 

@@ -132,9 +132,8 @@ def test_an_id_is_replaced_with_the_probability_and_alike_in_any_part_of_the_bat
     batch = batch_of(model, dataset, size=500)
     assert model(batch).auxiliary_losses == {}
     users = F.embedding(batch.users, model.users.embedding)
-    by_id, by_content = (
-        torch.einsum("bd,bnd->bn", users, part) for part in model.items(batch.items, model.items.present[batch.items])[:2]
-    )
+    both = model.items(batch.items, model.items.present[batch.items])
+    by_id, by_content = (torch.einsum("bd,bnd->bn", users, part[both.inverse]) for part in (both.ids, both.contents))
     scores = model(batch).scores
     replaced = torch.isclose(scores, by_content)
     assert torch.equal(replaced, ~torch.isclose(scores, by_id))

@@ -15,16 +15,19 @@ from sibra_dist.config import to_plain, validate
 from sibra_dist.data.batches import Batches, TrainBatch
 from sibra_dist.data.dataset import Dataset, open_dataset
 from sibra_dist.data.presence import NOTHING_HIDDEN, Hidden
-from sibra_dist.losses import LOSSES
-from sibra_dist.models import MODELS
+from sibra_dist.data.user_batches import AnyBatch, UserBatches
+from sibra_dist.losses import LOSSES, POOL_LOSSES
+from sibra_dist.models import MODELS, build_model
 from sibra_dist.models.base import Recommender
+from sibra_dist.training.batching import batch_losses, make_batches
 from sibra_dist.training.checkpoint import Position, load_newest, save_checkpoint
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.ranks import Ranks
-from tests.models.cases import CASES, TRAINED, all_scores, build, told_apart, train, with_side_keys
+from tests.models.cases import CASES, LONG, TRAINED, TRAINING, WHOLE_USERS, all_scores, build, told_apart, train, with_side_keys
 from tests.planted import write_planted
 
 NEAR_THE_OPTIMUM = 0.95
+LOSSES_OF = [*(("pairs", loss) for loss in LOSSES), *(("users", loss) for loss in POOL_LOSSES)]
 OpenPlanted = Callable[[str], Dataset]
 
 
@@ -71,6 +74,13 @@ def test_it_finds_the_planted_structure(planted: OpenPlanted, tmp_path: Path, ca
     model, losses = train(CASES[case].model, dataset, tmp_path / "run", loss=loss, **CASES[case].training)
     found = told_apart(model, dataset)
     assert found > NEAR_THE_OPTIMUM, f"{found:.3f}, loss from {losses[0]:.3f} to {losses[-1]:.3f}"
+
+
+@pytest.mark.parametrize(("case", "loss"), WHOLE_USERS.items())
+def test_it_finds_it_from_batches_of_whole_users(planted: OpenPlanted, tmp_path: Path, case: str, loss: str) -> None:
+    dataset = planted(CASES[case].learns[-1])
+    model, _ = train(CASES[case].model, dataset, tmp_path / "run", loss=loss, examples="users", batch_size=20, **LONG)
+    assert told_apart(model, dataset) > NEAR_THE_OPTIMUM
 
 
 @pytest.mark.parametrize(
@@ -188,20 +198,20 @@ def test_same_seed_same_model_and_no_trace_in_the_global_generator(planted: Open
         assert any(not torch.equal(*pair) for pair in zip(one.parameters(), third.parameters(), strict=True))
 
 
-def test_every_parameter_has_a_finite_gradient_under_every_loss(trained_model: Recommender, dataset: Dataset) -> None:
-    model = trained_model.train()
-    batches = Batches(dataset, *model.sampling(), seed=0, batch_size=9, negatives=4, rank=1, world=2)
-    batch = batches.batch(0, batches.steps_per_epoch - 1)
-    for name, loss in LOSSES.items():
-        model.zero_grad()
+@pytest.mark.parametrize(("examples", "loss"), LOSSES_OF)
+def test_every_parameter_has_a_finite_gradient(planted: OpenPlanted, examples: str, loss: str) -> None:
+    """Of the second of two ranks, which has padding."""
+    dataset = planted("cold_item")
+    for case in TRAINED:
+        model, batch = model_and_batch(case, dataset, Ranks(1, 2), examples=examples, loss=loss)
         output = model(batch)
-        assert output.scores.shape == batch.items.shape
-        losses = loss(output.scores, batch.labels, batch.log_counts) + sum(output.auxiliary_losses.values())
+        assert output.scores.shape == (len(batch.users), batch.items.shape[-1])
+        losses = batch_losses(loss, batch, output.scores) + sum(output.auxiliary_losses.values())
         assert losses.shape == batch.users.shape
         (losses * batch.weights).sum().backward()
-        for parameter_name, parameter in model.named_parameters():
-            assert parameter.grad is not None, f"{parameter_name} has no gradient under {name}"
-            assert parameter.grad.isfinite().all()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, f"{case}: {name}"
+            assert parameter.grad.isfinite().all(), f"{case}: {name}"
 
 
 @pytest.mark.parametrize("case", TRAINED)
@@ -211,8 +221,11 @@ def test_forward_agrees_with_score(planted: OpenPlanted, case: str) -> None:
     plain = with_side_keys(CASES[case].model, input_dropout=0.0, replace_id=0.0, encoders={})
     model = build({key: value for key, value in plain.items() if key != "exclude_target"}, dataset).eval()
     draw_all = [part._replace(draws=None, first=None, dropout=None) for part in model.sampling()]
+    expected = all_scores(model, dataset)
     batch = Batches(dataset, *draw_all, seed=0, batch_size=64, negatives=4).batch(0, 0)
-    torch.testing.assert_close(model(batch).scores, all_scores(model, dataset)[batch.users[:, None], batch.items])
+    torch.testing.assert_close(model(batch).scores, expected[batch.users[:, None], batch.items])
+    whole_users = UserBatches(dataset, *draw_all, seed=0, batch_size=64, shown=1.0, pool=30).batch(0, 0)
+    torch.testing.assert_close(model(whole_users).scores, expected[whole_users.users][:, whole_users.items])
 
 
 @pytest.mark.parametrize("name", [name for name, (kind, _) in MODELS.items() if not kind.trainable])
@@ -250,19 +263,27 @@ def rank_gradients(rank: int, meeting: str, place: str, to: str) -> None:
 
 
 def gradients(dataset: Dataset, ranks: Ranks) -> dict[str, Tensor]:
-    """Gradients of one step of every case, summed over the ranks, by case and parameter."""
+    """Gradients of one step of every case and kind of batch, summed over the ranks, by case, kind and parameter."""
     found = {}
     for case in TRAINED:
-        model = build(with_side_keys(CASES[case].model, batch_norm_every=-1), dataset).train()
-        batches = Batches(dataset, *model.sampling(), seed=1, batch_size=31, negatives=4, rank=ranks.rank, world=ranks.world)
-        batch = batches.batch(0, 0)
-        output = model(batch)
-        losses = LOSSES[CASES[case].losses[0]](output.scores, batch.labels, batch.log_counts)
-        losses = losses + sum(output.auxiliary_losses.values())
-        loss = (losses * batch.weights).sum() / batch.total_weight
-        loss.backward()
-        unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
-        assert not unused, f"{case}: {unused}"
-        found[f"{case}/loss"] = ranks.reduce_step(model, loss)
-        found |= {f"{case}/{name}": parameter.grad.clone() for name, parameter in model.named_parameters()}
+        for examples in ("pairs", "users"):
+            # Of the losses that all models and batches have, this one alone notices what is added to all scores.
+            model, batch = model_and_batch(case, dataset, ranks, examples=examples, loss="bce", batch_size=31)
+            output = model(batch)
+            losses = batch_losses("bce", batch, output.scores) + sum(output.auxiliary_losses.values())
+            mean = (losses * batch.weights).sum() / batch.total_weight
+            mean.backward()
+            unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+            assert not unused, f"{case}, {examples}: {unused}"
+            found[f"{case}/{examples}/loss"] = ranks.reduce_step(model, mean)
+            found |= {f"{case}/{examples}/{name}": parameter.grad for name, parameter in model.named_parameters()}
     return found
+
+
+def model_and_batch(case: str, dataset: Dataset, ranks: Ranks, **training: object) -> tuple[Recommender, AnyBatch]:
+    """A case's model, without batch normalisation, and the first batch that training gives it on a rank."""
+    plain = with_side_keys(CASES[case].model, batch_norm_every=-1)
+    values = {"dataset": "here", "model": plain, "training": {**TRAINING, **training}}
+    config = validate(TrainConfig, values, where="test")
+    model = build_model(config.model, dataset, seed=0).train()
+    return model, make_batches(config, dataset, model, ranks, torch.device("cpu")).batch(0, 0)

@@ -105,6 +105,25 @@ def test_all_pairs_are_scored_in_chunks(dataset: Dataset, monkeypatch: pytest.Mo
     assert model.score(users, items[:0]).shape == (9, 0)
 
 
+@pytest.mark.parametrize("elements", [6 * 7, 6 * 200])
+def test_gradients_of_all_pairs_do_not_depend_on_the_chunks(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, elements: int
+) -> None:
+    """What is computed again in the backward pass is what was computed."""
+    model = build(dataset)
+    combination = torch.randn(9, 80, generator=torch.Generator().manual_seed(0)).double()
+    found = []
+    for size in (elements, 2**21):
+        monkeypatch.setattr(sibra_dist.models.neumf, "CHUNK_ELEMENTS", size)
+        users, items = model.encode_users(torch.arange(9)), model.encode_items(torch.arange(80))
+        (model.score(users, items) * combination).sum().backward()
+        found.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+        model.zero_grad()
+    for name, gradient in found[1].items():
+        torch.testing.assert_close(found[0][name], gradient)
+    assert found[1]["mlp_input.weight"].any()
+
+
 def test_a_shared_branch_is_counted_once(dataset: Dataset) -> None:
     """The single-branch recipe has the two-branch one's parameters but for one of two branches, and is the same function."""
     small = [f"model.{side}.input_size=6" for side in ("users", "items")]

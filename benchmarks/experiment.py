@@ -1,0 +1,119 @@
+"""Trainings on MovieLens 1M that a benchmark compares: datasets and runs are made once, and kept."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from benchmarks.measure import sibra_dist
+from sibra_dist.data.storage import write_atomically
+from sibra_dist.training.evaluation import EvaluationRequest, read_evaluation
+from sibra_dist.training.run_folder import RunFolder
+
+One = TypeVar("One")
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A training, and the evaluations of what it learns."""
+
+    protocol: str
+    """`split.protocol` of the dataset"""
+    seed: int
+    """of the split and of the training"""
+    recipe: str
+    settings: tuple[str, ...] = ()
+    """what differs from the recipe"""
+    evaluations: Mapping[str, Mapping[str, float]] = field(default_factory=lambda: {"test": {}})
+    """of the test split; by name, what is hidden: shares by modality, such as `{"items.genres": 0.5}`"""
+
+
+class Laboratory:
+    """A folder of datasets and runs."""
+
+    def __init__(self, data: Path, work: Path) -> None:
+        """Use the files of MovieLens 1M in `data`, and the folder `work`.
+
+        Raises:
+            SystemExit: the files are not there.
+        """
+        if not (data / "interactions.tsv").is_file():
+            raise SystemExit(f"{data} holds no MovieLens 1M: name its folder with --data DIR (see the recipe ml-1m)")
+        self.data, self.work = data.resolve(), work
+        # Every process gets one core: results are then the same on any machine's number of them.
+        os.environ["OMP_NUM_THREADS"] = "1"
+
+    def dataset(self, protocol: str, seed: int) -> Path:
+        """The folder of a dataset; it is made unless it is there."""
+        folder = self.work / "datasets" / f"{protocol}-{seed}"
+        if not (folder / "manifest.json").exists():
+            split = [f"split.protocol={protocol}", f"split.seed={seed}"]
+            sibra_dist("prepare", "ml-1m", f"source={self.data}", *split, "--to", str(folder), log=folder.with_suffix(".log"))
+        return folder
+
+    def run(self, name: str, experiment: Experiment) -> dict[str, Any]:
+        """Train and evaluate, unless that was done before with the same recipe and settings; the dataset must be there.
+
+        Returns:
+            `recipe`, `settings`, `seed`, `commit`, `epoch` (the best), `validation` (its ndcg@10), `train` (seconds and peak
+            memory), and by evaluation `metrics` and `counts`.
+        """
+        folder = self.work / "runs" / name / str(experiment.seed)
+        done = folder / "measured.json"
+        asked = {"recipe": experiment.recipe, "settings": list(experiment.settings), "seed": experiment.seed}
+        if done.exists():
+            kept: dict[str, Any] = json.loads(done.read_text())
+            if {key: kept[key] for key in asked} != asked:
+                raise SystemExit(f"{folder} was made with other settings: {kept['settings']}; remove it to make it anew")
+            return kept
+        log = folder.with_suffix(".log")
+        if (folder / "config.yaml").exists():
+            trained = sibra_dist("train", "--resume", str(folder), log=log)
+        else:
+            dataset = f"dataset={self.dataset(experiment.protocol, experiment.seed)}"
+            start = [experiment.recipe, dataset, f"seed={experiment.seed}", *experiment.settings, "--to", str(folder)]
+            trained = sibra_dist("train", *start, log=log)
+        found = {}
+        for evaluation, hide in experiment.evaluations.items():
+            options = [word for name, share in hide.items() for word in ("--hide", f"{name}={share}")]
+            sibra_dist("evaluate", str(folder), *options, log=log)
+            read = read_evaluation(RunFolder(folder), EvaluationRequest(hide=hide))
+            metrics = {metric.partition("/")[2]: value for metric, value in read["metrics"].items()}
+            found[evaluation] = {"metrics": metrics, "counts": read["counts"]}
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        best = max(lines, key=lambda line: float(line["val/ndcg@10"]))
+        result = asked | {
+            "commit": json.loads((folder / "environment.json").read_text())["commit"],
+            "epoch": best["epoch"],
+            "validation": best["val/ndcg@10"],
+            "train": vars(trained),
+            "evaluations": found,
+        }
+        write_atomically(done, json.dumps(result, indent=1).encode() + b"\n")
+        return result
+
+    def run_all(self, experiments: Mapping[str, Sequence[Experiment]], jobs: int) -> dict[str, list[dict[str, Any]]]:
+        """`run` for every name and experiment, so many processes at once; in the order given."""
+        pairs = [(name, experiment) for name, several in experiments.items() for experiment in several]
+        for protocol, seed in dict.fromkeys((experiment.protocol, experiment.seed) for _, experiment in pairs):
+            self.dataset(protocol, seed)
+        results = in_parallel(lambda pair: self.run(*pair), pairs, jobs)
+        made: dict[str, list[dict[str, Any]]] = {name: [] for name in experiments}
+        for (name, _), result in zip(pairs, results, strict=True):
+            made[name].append(result)
+        return made
+
+
+def in_parallel(work: Callable[[One], Made], things: Sequence[One], jobs: int) -> list[Made]:
+    """Do something for each of some things, so many at once. What fails first ends it, once what has begun is done."""
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(work, thing) for thing in things]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise

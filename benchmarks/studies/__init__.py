@@ -1,0 +1,1 @@
+"""Short measured answers to open questions: `python -m benchmarks.studies NAME`."""
