@@ -18,6 +18,7 @@ from sibra_dist.data.dataset import Dataset
 from sibra_dist.errors import ConfigError, nearest
 from sibra_dist.models import MODELS, build_model
 from sibra_dist.models.base import ModelConfig, parameter_count
+from sibra_dist.models.side import PREFIX
 
 
 class Option(NamedTuple):
@@ -81,6 +82,7 @@ def parameter_counts(config: ModelConfig, dataset: Dataset) -> dict[str, int]:
     counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         path = name.split(".")
+        path = [step.removeprefix(PREFIX) for step in path]
         part = ".".join(path[:3] if path[1:2] == ["encoders"] else path[:2] if path[0] in ("users", "items") else path[:1])
         counts[part] = counts.get(part, 0) + parameter.numel()
     assert sum(counts.values()) == parameter_count(model)
@@ -107,11 +109,13 @@ def parameters_table(counted: Sequence[tuple[str, Mapping[str, int]]]) -> Table:
 
 def _options(config: type[Config], prefix: str) -> Iterator[Option]:
     for name, field in config.model_fields.items():
-        inner = _config_within(field.annotation)
+        inner, within = _config_within(field.annotation), ""
+        if inner is None and get_origin(field.annotation) is dict:
+            inner, within = _config_within(get_args(field.annotation)[1]), "NAME."
         meaning = " ".join((field.description or "").split())
         yield Option(prefix + name, _kind(field.annotation), "" if inner else _default(field), meaning)
         if inner is not None:
-            yield from _options(inner, f"{prefix}{name}.")
+            yield from _options(inner, f"{prefix}{name}.{within}")
 
 
 def _config_within(annotation: Any) -> type[Config] | None:

@@ -45,6 +45,13 @@ def _published(warm: tuple[float, float, float, float], cold_items: tuple[float,
     }
 
 
+SIBRAR: dict[Setting, tuple[str, ...]] = {
+    "warm": ("sibrar-warm",),
+    "cold items": ("sibrar-cold-item",),
+    # Of a cold user there is nothing but side information.
+    "cold users": ("sibrar-warm", "model.users.modalities=null"),
+}
+
 ENTRIES: dict[str, Entry] = {
     "Random": Entry(_everywhere("random")),
     "Pop": Entry(_everywhere("pop"), _published((0.1016, 0.0798, 0.0360, 0.0288), (0.0076, 0.0032, 0.0011), 0.0508)),
@@ -56,12 +63,16 @@ ENTRIES: dict[str, Entry] = {
     "DropoutNet": Entry(
         _everywhere("dropoutnet"), _published((0.1884, 0.1666, 0.0850, 0.4019), (0.1854, 0.1521, 0.0629), 0.0517)
     ),
-    "CLCRec": Entry(_everywhere("clcrec"), _published((0.2069, 0.1851, 0.0975, 0.4765), (0.1644, 0.1153, 0.0498), 0.0527)),
+    "CLCRec": Entry(
+        {**_everywhere("clcrec"), "cold users": ("clcrec", "model.users.content=null")},
+        _published((0.2069, 0.1851, 0.0975, 0.4765), (0.1644, 0.1153, 0.0498), 0.0527),
+    ),
     "SiBraR, one modality": Entry(
-        _everywhere("sibrar-one-modality"), _published((0.1983, 0.1836, 0.0948, 0.5008), (0.2108, 0.1736, 0.0898), 0.0529)
+        {setting: (*run, "model.items.draws=1", "model.items.contrast=null") for setting, run in SIBRAR.items()},
+        _published((0.1983, 0.1836, 0.0948, 0.5008), (0.2108, 0.1736, 0.0898), 0.0529),
     ),
     "SiBraR, best": Entry(
-        {"warm": ("sibrar-warm",), "cold items": ("sibrar-cold-item",), "cold users": ("sibrar-warm",)},
+        SIBRAR,
         _published((0.1941, 0.1806, 0.0947, 0.4986), (0.2350, 0.1869, 0.1134), 0.0522),
     ),
     "universal": Entry(_everywhere("universal")),

@@ -43,6 +43,8 @@ class ModalitySampling(NamedTuple):
     """This modality is always the first drawn, where it is left."""
     dropout: tuple[float, ...] | None = None
     """For each modality, the probability that an occurrence of an entity loses it before the draw."""
+    interactions: int | None = None
+    """Which modality is the training interactions, if it is read: a step that shows none of an entity's hides it."""
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,12 @@ class Batches:
         self.steps_per_epoch = math.ceil(self.num_examples / batch_size)
 
     @property
-    def saturated_users(self) -> int:
-        """Users that have interacted with every training item: their negatives are drawn from all of them."""
-        return self._negatives.saturated_users
+    def warning(self) -> str | None:
+        """What a person should know of these batches."""
+        saturated = self._negatives.saturated_users
+        if not saturated:
+            return None
+        return f"{saturated} users have interacted with every training item, so their negatives are items they know"
 
     def batch(self, epoch: int, step: int) -> TrainBatch:
         """This rank's part of the global batch of a step."""

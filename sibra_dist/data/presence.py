@@ -75,7 +75,7 @@ def read_hide(options: Sequence[str]) -> dict[str, float]:
     Raises:
         ConfigError: a share is not a number from 0 to 1.
     """
-    shares = {}
+    shares: dict[str, float] = {}
     for option in options:
         name, equals, text = option.partition("=")
         try:
@@ -84,7 +84,8 @@ def read_hide(options: Sequence[str]) -> dict[str, float]:
             share = -1.0
         if not 0 <= share <= 1:
             raise ConfigError(f"--hide {option}: {text!r} is not a share from 0 to 1; write {name}=0.25, or {name} to hide all")
-        shares[name] = share
+        if shares.setdefault(name, share) != share:
+            raise ConfigError(f"--hide {name} is given twice, with {shares[name]:g} and {share:g}: give it once")
     return shares
 
 

@@ -30,7 +30,7 @@ from sibra_dist.data.batches import (
     stream,
     uniform,
 )
-from sibra_dist.data.dataset import Dataset
+from sibra_dist.data.dataset import Csr, Dataset
 
 
 class Shown(NamedTuple):
@@ -39,14 +39,16 @@ class Shown(NamedTuple):
     key: int
     share: float
     num_items: int
+    by_item: bool = False
 
-    def __call__(self, users: Tensor, items: Tensor) -> Tensor:
-        """Whether each interaction (users[n], items[n]) is shown: bool [n]."""
+    def __call__(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Whether each interaction (users[n], items[n]), or from the items' side (items[n], users[n]), is shown: bool [n]."""
+        users, items = (columns, rows) if self.by_item else (rows, columns)
         return in_share(uniform(self.key, users.long() * self.num_items + items), self.share)
 
-    def of_items(self, items: Tensor, users: Tensor) -> Tensor:
-        """The same, asked from the other side."""
-        return self(users, items)
+    def of_items(self) -> "Shown":
+        """The same, asked from the items' side."""
+        return self._replace(by_item=True)
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class UserBatches:
         """
         self._device = device or torch.device("cpu")
         self._histories = dataset.users.histories.to(self._device)
+        self._item_histories = dataset.items.histories.to(self._device)
         self._users = users._replace(present=users.present.to(self._device))
         self._items = items._replace(present=items.present.to(self._device))
         self._learners = torch.nonzero(self._histories.lengths() > 0).flatten()
@@ -128,9 +131,12 @@ class UserBatches:
         self.steps_per_epoch = math.ceil(self.num_examples / batch_size)
 
     @property
-    def saturated_users(self) -> int:
-        """Users that have interacted with every training item: nothing is left to tell their targets from."""
-        return int((self._histories.lengths() >= len(self._training_items)).sum())
+    def warning(self) -> str | None:
+        """What a person should know of these batches."""
+        saturated = int((self._histories.lengths() >= len(self._training_items)).sum())
+        if not saturated:
+            return None
+        return f"{saturated} users have interacted with every training item, so they have no negatives and teach little"
 
     def batch(self, epoch: int, step: int) -> UserBatch:
         """This rank's part of the global batch of a step."""
@@ -153,6 +159,8 @@ class UserBatches:
         place[items] = torch.arange(len(items), device=self._device)
         shown = Shown(stream(self._seed, SHOWN, epoch, step), self._share, self._num_items)
 
+        item_key = stream(self._seed, ITEM_MODALITIES, epoch, step)
+
         columns, _ = self._histories.gather(everyone)
         rows = torch.repeat_interleave(self._histories.lengths(everyone))
         asked = ~shown(everyone[rows], columns) & (place[columns.long()] >= 0)
@@ -162,8 +170,10 @@ class UserBatches:
         return UserBatch(
             users=users,
             items=items,
-            user_modalities=draw_modalities(self._users, users, stream(self._seed, USER_MODALITIES, epoch), first + slots),
-            item_modalities=draw_modalities(self._items, items, stream(self._seed, ITEM_MODALITIES, epoch, step), items),
+            user_modalities=_draw(
+                self._users, users, self._histories, shown, stream(self._seed, USER_MODALITIES, epoch), first + slots
+            ),
+            item_modalities=_draw(self._items, items, self._item_histories, shown.of_items(), item_key, items),
             targets=targets,
             negatives=negatives,
             log_count=math.log(len(self._training_items) / len(items)),
@@ -184,3 +194,15 @@ class UserBatches:
         targets = torch.zeros_like(negatives)
         targets[rows, places] = ~shown(users[rows], columns)
         return targets, negatives
+
+
+def _draw(sampling: ModalitySampling, entities: Tensor, histories: Csr, shown: Shown, key: int, counters: Tensor) -> Tensor:
+    """`draw_modalities`, where an entity of whose interactions nothing is shown has none."""
+    if sampling.interactions is not None:
+        columns, _ = histories.gather(entities)
+        owners = torch.repeat_interleave(histories.lengths(entities))
+        counts = torch.bincount(owners[shown(entities[owners], columns)], minlength=len(entities))
+        present = sampling.present[entities]
+        present[:, sampling.interactions] &= counts > 0
+        sampling, entities = sampling._replace(present=present), torch.arange(len(entities), device=entities.device)
+    return draw_modalities(sampling, entities, key, counters)

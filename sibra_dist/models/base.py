@@ -3,17 +3,16 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sibra_dist.config import Config
 from sibra_dist.data.batches import ModalitySampling
 from sibra_dist.data.presence import NOTHING_HIDDEN, Hidden
 from sibra_dist.data.user_batches import AnyBatch
+from sibra_dist.models.linear import unit_length
 
 COSINE_FLOOR = 1e-6
 
@@ -114,7 +113,7 @@ SCORES: dict[str, Score] = {
     "dot": Score(_same, _same),
     # DMF's and CoBraR's max(cos(u, i), 1e-6) is read as a probability, so that its logit serves every loss. It is kept from
     # 1 by as much: there the logit is infinite.
-    "cosine": Score(partial(F.normalize, dim=-1), _logit_of_cosine),
+    "cosine": Score(unit_length, _logit_of_cosine),
 }
 
 

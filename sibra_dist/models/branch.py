@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sibra_dist.config import Config
 from sibra_dist.data.batches import hash64
-from sibra_dist.models.linear import Initialization, initialize_linear
+from sibra_dist.models.linear import Initialization, initialize_linear, unit_length
 
 Width = Annotated[int, Field(ge=1)]
 
@@ -48,7 +48,8 @@ class Branch(nn.Module):
         layers: list[nn.Module] = []
         for depth, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
             linear = nn.Linear(fan_in, fan_out)
-            initialize_linear(linear.weight, linear.bias, config.initialization, fan_in)
+            if config.initialization != "uniform":
+                initialize_linear(linear.weight, linear.bias, config.initialization, fan_in)
             layers.append(linear)
             is_output = depth == len(sizes) - 1
             if not is_output and config.batch_norm_every > 0 and depth % config.batch_norm_every == 0:
@@ -60,7 +61,7 @@ class Branch(nn.Module):
     def forward(self, inputs: Tensor, names: Tensor, noise_key: int | None) -> Tensor:
         """Apply to inputs [n, h]; dropout only where a key is given, by the rows' names int64 [n]."""
         if self._normalize:
-            inputs = F.normalize(inputs, dim=-1)
+            inputs = unit_length(inputs)
         if noise_key is not None and self._dropout > 0:
             inputs = named_dropout(inputs, self._dropout, noise_key, names)
         outputs: Tensor = self.layers(inputs)

@@ -31,6 +31,7 @@ from sibra_dist.models.base import ModelConfig, Recommender, StepOutput
 from sibra_dist.models.concatenation import Concatenation, NetworkConfig, distinct_inputs, seen_modalities
 from sibra_dist.models.encoders import ID, EncoderConfig, presence
 from sibra_dist.models.factorization import id_embedding
+from sibra_dist.models.linear import unit_length
 from sibra_dist.models.side import ModalitiesConfig, SideEncoders, SideName, require_modalities
 
 
@@ -114,7 +115,7 @@ class Both(NamedTuple):
         """What is compared, [*, d] each, of length 1; where only one is there, it twice."""
         ids = torch.where(self.has_id[:, None], self.ids, self.contents)
         contents = torch.where(self.has_content[:, None], self.contents, self.ids)
-        ids, contents = F.normalize(ids, dim=-1), F.normalize(contents, dim=-1)
+        ids, contents = unit_length(ids), unit_length(contents)
         return F.embedding(self.inverse, ids), F.embedding(self.inverse, contents)
 
 

@@ -6,7 +6,6 @@ have the modality. An encoder is an input layer (a bag sum, an embedding, or lin
 parameter has a gradient after every backward pass, be there rows or none: ranks must not differ in that.
 """
 
-import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Annotated, Literal
@@ -17,9 +16,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sibra_dist.config import Config
+from sibra_dist.data.batches import SHOWN, stream
 from sibra_dist.data.dataset import Csr, Entities, Feature
+from sibra_dist.data.user_batches import Shown
 from sibra_dist.errors import ConfigError, nearest
 from sibra_dist.models.histories import Entries, Histories, Weighting, Whole, bag_sum, weigh
+from sibra_dist.models.linear import Initialization, UnitLength, initialize_linear
 
 INTERACTIONS, ID = "interactions", "id"
 
@@ -34,7 +36,7 @@ class EncoderConfig(Config):
     activation: bool | None = None
     """Whether a ReLU follows the output layer, before it is normalised; null: after interactions, numbers and vectors, and
     not after id, categories and tags."""
-    initialization: Literal["uniform", "xavier_uniform"] = "uniform"
+    initialization: Initialization = "uniform"
     """Of linear layers, that on interactions included: torch's own, or that of Glorot and Bengio (2010), with biases 0."""
     weighting: Weighting = "binary"
     """What an interaction counts: see `sibra_dist.models.histories.weigh`. For interactions only."""
@@ -67,13 +69,7 @@ class InteractionsEncoder(nn.Module):
         inner = (*config.hidden_sizes, width)[0]
         self.weight = nn.Parameter(torch.empty(other.count, inner))
         self.bias = nn.Parameter(torch.empty(inner))
-        if config.initialization == "xavier_uniform":
-            _xavier(self)
-        else:
-            # torch's own initialisation of a linear layer with as many inputs.
-            bound = 1 / math.sqrt(max(other.count, 1))
-            nn.init.uniform_(self.weight, -bound, bound)
-            nn.init.uniform_(self.bias, -bound, bound)
+        initialize_linear(self.weight, self.bias, config.initialization, other.count)
         self.layers = _layers(config, width, activation=True)
         longest = int(histories.rows.lengths().max()) if entities.count else 0
         # A cap that no row reaches is none: whole rows are faster to read.
@@ -88,16 +84,16 @@ class InteractionsEncoder(nn.Module):
         entities: Tensor,
         key: int | None = None,
         excluded: Tensor | None = None,
-        shown: Callable[[Tensor, Tensor], Tensor] | None = None,
+        shown: Shown | None = None,
     ) -> Tensor:
         """See the module's docstring; with `excluded` int64 [n], that entry is left out of each row (-1: none is).
 
         Entities may then repeat. An excluded entry must be in the row. The other entries count what they did: document
-        lengths and frequencies are the dataset's. With `shown` only those entries are read that it says of, by their rows
-        and columns, and nothing is drawn or excluded.
+        lengths and frequencies are the dataset's. With `shown` only those entries are read that it says of, and nothing is
+        excluded; their sum is divided by the share that is shown, so that that of all is its expected value.
         """
         if shown is not None:
-            sums = bag_sum(self.weight, self._histories().some(entities, shown))
+            sums = self._shown_sums(entities, shown, key)
         elif key is not None and self._max_history is not None:
             sums = self._drawn_sums(entities, excluded, self._max_history, key)
         elif excluded is None:
@@ -122,6 +118,14 @@ class InteractionsEncoder(nn.Module):
     def _drawn_sums(self, entities: Tensor, excluded: Tensor | None, at_most: int, key: int) -> Tensor:
         entries, available = self._histories().drawn(entities, excluded, at_most, key)
         scale = (available.to(self.weight.dtype) / at_most).clamp(min=1)
+        return bag_sum(self.weight, entries) * scale[:, None]
+
+    def _shown_sums(self, entities: Tensor, shown: Shown, key: int | None) -> Tensor:
+        entries, available = self._histories().some(entities, shown)
+        scale = torch.full_like(available, 1 / shown.share, dtype=self.weight.dtype)
+        if key is not None and self._max_history is not None:
+            entries = entries.at_most(self._max_history, stream(key, SHOWN), entities)
+            scale *= (available / self._max_history).clamp(min=1)
         return bag_sum(self.weight, entries) * scale[:, None]
 
     def _histories(self) -> Histories:
@@ -254,15 +258,6 @@ def presence(name: str, entities: Entities) -> Tensor:
     return entities.features[name].present
 
 
-class UnitLength(nn.Module):
-    """Scales rows to length 1; a row of zeros stays one, with a gradient that is finite."""
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Scale [n, h]."""
-        lengths = inputs.norm(dim=-1, keepdim=True)
-        return inputs / torch.where(lengths > 1e-12, lengths, 1)
-
-
 def _layers(config: EncoderConfig, width: int, *, activation: bool) -> nn.Sequential:
     """What follows the input layer; `activation` is the default of that kind of modality."""
     layers: list[nn.Module] = []
@@ -279,14 +274,9 @@ def _layers(config: EncoderConfig, width: int, *, activation: bool) -> nn.Sequen
 
 def _linear(fan_in: int, fan_out: int, config: EncoderConfig) -> nn.Linear:
     linear = nn.Linear(fan_in, fan_out)
-    if config.initialization == "xavier_uniform":
-        _xavier(linear)
+    if config.initialization != "uniform":
+        initialize_linear(linear.weight, linear.bias, config.initialization, fan_in)
     return linear
-
-
-def _xavier(layer: "nn.Linear | InteractionsEncoder") -> None:
-    nn.init.xavier_uniform_(layer.weight)
-    nn.init.zeros_(layer.bias)
 
 
 def _hold(module: nn.Module, name: str, matrix: Csr) -> None:

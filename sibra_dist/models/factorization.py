@@ -31,11 +31,11 @@ class RegularizationConfig(Config):
     users: Weight = 0.0
     """Of the user's embedding."""
     positives: Weight = 0.0
-    """Of the positive item's embedding."""
+    """Of the positive item's embedding; not read where examples are users."""
     negatives: Weight = 0.0
-    """Of the negative items' embeddings: the mean over them."""
+    """Of the negative items' embeddings: the mean over them, or where examples are users over the pool of items."""
     bias: Weight = 0.0
-    """Of the items' biases: the positive's, and the mean over the negatives."""
+    """Of the items' biases: the positive's, and the mean as that of the negatives."""
 
 
 class MatrixFactorizationConfig(ModelConfig):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sibra_dist.data.batches import hash64, stream, uniform
 from sibra_dist.data.dataset import Csr, Entities
+from sibra_dist.data.user_batches import Shown
 from sibra_dist.errors import ConfigError
 
 # In the backward pass, gathering and sorting one entry costs about as much as adding up this many of the transposed
@@ -41,6 +42,21 @@ class Entries(NamedTuple):
     values: Tensor | None = None
     """[total]: what each counts; None: 1"""
 
+    def at_most(self, count: int, key: int, names: Tensor) -> "Entries":
+        """At most so many of each row, drawn by a hash of the key, the row's name int64 [n] and the column."""
+        total = len(self.columns)
+        lengths = F.pad(self.starts, (0, 1), value=total).diff()
+        rows = torch.repeat_interleave(lengths)
+        random = uniform(key, hash64(key, names)[rows] + self.columns)
+        # By row, and within a row by random number: two stable sorts, the minor one first.
+        order = random.argsort(stable=True)
+        order = order[rows[order].argsort(stable=True)]
+        kept = torch.zeros(total, dtype=torch.bool, device=rows.device)
+        kept[order[torch.arange(total, device=rows.device) - self.starts[rows] < count]] = True
+        lengths = lengths.clamp(max=count)
+        values = None if self.values is None else self.values[kept]
+        return Entries(self.columns[kept], lengths.cumsum(0) - lengths, values)
+
 
 @dataclass(frozen=True)
 class Histories:
@@ -58,15 +74,15 @@ class Histories:
         positions, starts = _positions(self.rows.indptr[rows], self.rows.lengths(rows))
         return Entries(self.rows.indices[positions], starts, None if self.values is None else self.values[positions])
 
-    def some(self, rows: Tensor, shown: Callable[[Tensor, Tensor], Tensor]) -> Entries:
-        """The entries of rows int64 [n] that `shown` says of, given their rows and columns: bool [total]."""
+    def some(self, rows: Tensor, shown: Shown) -> tuple[Entries, Tensor]:
+        """The entries of rows int64 [n] that `shown` says of, asked from the side of the rows, and how many of each row."""
         lengths = self.rows.lengths(rows)
         positions, _ = _positions(self.rows.indptr[rows], lengths)
         owners = torch.repeat_interleave(lengths)
         kept = shown(rows[owners], self.rows.indices[positions])
         positions, counts = positions[kept], torch.bincount(owners[kept], minlength=len(rows))
         values = None if self.values is None else self.values[positions]
-        return Entries(self.rows.indices[positions], counts.cumsum(0) - counts, values)
+        return Entries(self.rows.indices[positions], counts.cumsum(0) - counts, values), counts
 
     def drawn(self, rows: Tensor, excluded: Tensor | None, at_most: int, key: int) -> tuple[Entries, Tensor]:
         """At most so many entries of each row, each at most once, every choice about as likely as any other.

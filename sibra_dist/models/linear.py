@@ -1,7 +1,8 @@
-"""How linear layers start."""
+"""Small layers: how linear ones start, and rows of length 1."""
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 Initialization = Literal["uniform", "xavier_uniform"]
@@ -18,3 +19,20 @@ def initialize_linear(weight: Tensor, bias: Tensor, how: Initialization, fan_in:
     bound = max(fan_in, 1) ** -0.5
     nn.init.uniform_(weight, -bound, bound)
     nn.init.uniform_(bias, -bound, bound)
+
+
+def unit_length(rows: Tensor) -> Tensor:
+    """Scale rows [*, h] to length 1; a row of zeros stays one, with a gradient that is no larger than that which comes in.
+
+    torch's own `normalize` divides by 1e-12 there.
+    """
+    lengths = rows.norm(dim=-1, keepdim=True)
+    return rows / torch.where(lengths > 1e-12, lengths, 1)
+
+
+class UnitLength(nn.Module):
+    """`unit_length` as a layer."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Scale [n, h]."""
+        return unit_length(inputs)

@@ -4,7 +4,7 @@ What is absent from the data, not drawn in a step, or hidden on purpose is one m
 entity with nothing there has a learned input of its own, "unknown".
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -24,6 +24,9 @@ SideName = Literal["users", "items"]
 Aggregation = Literal["mean", "max"]
 Width = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+PREFIX = "of_"
 
 
 class ModalitiesConfig(Config):
@@ -49,6 +52,24 @@ class Rows(NamedTuple):
     """Where the rows of each modality start, those of "unknown", and the end."""
     places: Tensor
     """int64 [*, D]: the row of each drawn modality; EMPTY where a slot is not used"""
+
+
+class ByModality(nn.Module):
+    """Modules by modality, whose names may be any that a feature has: `type` and `training` are attributes of a module too."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        """Hold the modules; the parameters of `name` begin with `of_name`."""
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(f"{PREFIX}{name}", module)
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return self.get_submodule(f"{PREFIX}{name}")
+
+    def items(self) -> Iterator[tuple[str, nn.Module]]:
+        """Names and modules, in order."""
+        for name, module in self.named_children():
+            yield name.removeprefix(PREFIX), module
 
 
 class SideEncoders(nn.Module):
@@ -88,7 +109,7 @@ class SideEncoders(nn.Module):
         require_modalities(config.encoders, self.modalities, f"model.{side}.encoders")
         self._num_entities = entities.count
         self._num_others = other.count
-        self.encoders = nn.ModuleDict(
+        self.encoders = ByModality(
             {
                 name: build_encoder(
                     name, entities, other, width, config.encoders.get(name, EncoderConfig()), f"model.{side}.encoders"
@@ -109,7 +130,8 @@ class SideEncoders(nn.Module):
         """How modalities are drawn in training: see `ModalitySampling`, where they have numbers instead of names."""
         central = None if first is None else self.modalities.index(first)
         rates = tuple(dropout.get(name, 0.0) for name in self.modalities) if dropout else None
-        return ModalitySampling(self.present, draws, central, rates)
+        interactions = self.modalities.index(INTERACTIONS) if INTERACTIONS in self.modalities else None
+        return ModalitySampling(self.present, draws, central, rates, interactions)
 
     def seen(self, entities: Tensor, hidden: Hidden) -> Tensor:
         """Which modalities of entities int64 [n] are there once some are hidden: bool [n, M]."""
@@ -161,7 +183,7 @@ class SideEncoders(nn.Module):
             group = slice(rows.starts[number], rows.starts[number + 1])
             if name == INTERACTIONS:
                 excluded = None if rows.excluded is None else rows.excluded[group]
-                seen = None if shown is None else shown if self.side == "users" else shown.of_items
+                seen = shown.of_items() if shown is not None and self.side == "items" else shown
                 encoded.append(encoder(rows.entities[group], key, excluded, seen))
             else:
                 encoded.append(encoder(rows.entities[group], key))

@@ -136,6 +136,8 @@ class Embedded(NamedTuple):
     def pair(self) -> tuple[Tensor, Tensor]:
         """The first two drawn modalities, [*, d] each; where only one is there, it twice."""
         first = self.views[..., 0, :]
+        if self.places.shape[-1] == 1:
+            return first, first
         return first, torch.where(self.places[..., 1:2] == EMPTY, first, self.views[..., 1, :])
 
 

@@ -78,6 +78,8 @@ class TrainingConfig(Config):
                     "sampler and labels weights are for examples pairs: with examples users, the negatives are all items of "
                     "item_pool. Leave both out, or set examples to pairs"
                 )
+        elif self.item_pool is not None or self.shown_share != 0.5:
+            raise ValueError("item_pool and shown_share are for examples users: set examples, or leave them out")
         if self.labels == "weights" and self.loss != "bce":
             raise ValueError(
                 f"labels weights are read by the loss bce, not by {self.loss}: set loss to bce, or labels to binary"

@@ -78,6 +78,7 @@ class Trainer:
 
         Raises:
             CheckpointError: there are checkpoints, but none can be used.
+            TrainingError: the dataset has no training interactions.
             ConfigError: the model cannot be built for this dataset, or the dataset or the model lacks what the configuration
                 asks of it.
         """
@@ -94,11 +95,10 @@ class Trainer:
         self.epochs = self.config.epochs if self.model.trainable else 0
         if self.epochs:
             self.batches = make_batches(config, dataset, self.model, self.ranks, self.device)
-            if self.ranks.leads and self.batches.saturated_users:
-                logger.warning(
-                    "%d users have interacted with every training item: their negatives are items they have interacted with",
-                    self.batches.saturated_users,
-                )
+            if not self.batches.num_examples:
+                raise TrainingError(f"{dataset.place} has no training interactions: there is nothing to learn from")
+            if self.ranks.leads and self.batches.warning is not None:
+                logger.warning(self.batches.warning)
             self.optimizer = torch.optim.AdamW(
                 self.model.parameters(), self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
             )

@@ -149,15 +149,16 @@ def test_negatives_are_training_items_and_no_positives(dataset: Dataset, sampler
             assert set(negatives) <= allowed
 
 
-def test_users_who_have_seen_everything_are_counted(tmp_path: Path) -> None:
+def test_users_who_have_seen_everything_are_told_of(tmp_path: Path) -> None:
     dataset = open_dataset(
         write_planted(tmp_path / "dataset", protocol="random", users=8, items=12, per_user=3, features=False)
     )
-    assert make(dataset).saturated_users == 0
+    assert make(dataset).warning is None
     everything = Csr(torch.arange(9) * 12, torch.arange(12, dtype=torch.int32).repeat(8))
     object.__setattr__(dataset.users, "histories", everything)
     batches = make(dataset)
-    assert batches.saturated_users == 8
+    assert batches.warning is not None
+    assert batches.warning.startswith("8 users have interacted with every training item")
     assert batches.batch(0, 0).items.max() < 12
 
 

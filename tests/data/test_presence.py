@@ -108,3 +108,9 @@ def test_options_are_read_and_told_alike() -> None:
 def test_an_option_that_is_no_share_is_told(option: str) -> None:
     with pytest.raises(ConfigError, match=r"^--hide .* is not a share from 0 to 1; write items\.plot=0\.25, or items\.plot to"):
         read_hide([option])
+
+
+def test_a_modality_hidden_twice_is_told() -> None:
+    assert read_hide(["items.plot", "items.plot=1"]) == {"items.plot": 1.0}
+    with pytest.raises(ConfigError, match=r"--hide items.plot is given twice, with 1 and 0.5: give it once"):
+        read_hide(["items.plot", "items.plot=0.5"])

@@ -44,7 +44,7 @@ def test_what_is_not_shown_is_asked_for_and_nothing_else(dataset: Dataset, pool:
         assert marked(batch, batch.targets) == own - shown
         assert marked(batch, batch.negatives) == everything - training
         assert not cold & set(batch.items.tolist())
-        assert torch.equal(batch.shown(users, items), batch.shown.of_items(items, users))
+        assert torch.equal(batch.shown(users, items), batch.shown.of_items()(items, users))
 
 
 def test_an_epoch_has_every_user_with_a_history_once(dataset: Dataset) -> None:
@@ -96,3 +96,20 @@ def test_a_user_of_whom_nothing_is_asked_weighs_nothing(dataset: Dataset) -> Non
     assert 0 < batch.weights.sum() < 60
     nothing = batches(dataset, shown=1 - 1e-12, batch_size=60).batch(0, 0)
     assert (float(nothing.weights.sum()), nothing.total_weight) == (0.0, 1.0)
+
+
+def test_interactions_of_which_none_is_shown_are_not_there(dataset: Dataset) -> None:
+    """As in evaluation: whoever has nothing else is "unknown", and is told apart from one of whom something is shown."""
+    present = [entities.histories.lengths()[:, None] > 0 for entities in (dataset.users, dataset.items)]
+    users, items = (ModalitySampling(part, 1, interactions=0) for part in present)
+    batch = UserBatches(dataset, users, items, seed=0, batch_size=60, shown=0.1).batch(0, 0)
+    for drawn, entities, histories, shown in (
+        (batch.user_modalities, batch.users, dataset.users.histories, batch.shown),
+        (batch.item_modalities, batch.items, dataset.items.histories, batch.shown.of_items()),
+    ):
+        found = []
+        for entity in entities.tolist():
+            columns, _ = histories.gather(torch.tensor([entity]))
+            found.append(bool(shown(torch.full_like(columns, entity), columns).any()))
+        assert (drawn[:, 0] == 0).tolist() == found
+        assert 0 < sum(found) < len(found)

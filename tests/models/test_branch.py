@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from sibra_dist.data.batches import stream
-from sibra_dist.models.branch import BatchNorm, named_dropout
+from sibra_dist.models.base import SCORES
+from sibra_dist.models.branch import BatchNorm, Branch, BranchConfig, named_dropout
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
@@ -26,3 +27,15 @@ def test_one_row_passes_batch_normalisation() -> None:
     norm = BatchNorm(3).train()
     assert norm(torch.ones(1, 3)).isfinite().all()
     assert norm(torch.randn(4, 3)).mean(0).abs().max() < 1e-5
+
+
+def test_a_row_of_zeros_has_an_ordinary_gradient() -> None:
+    """It has no direction: torch's own `normalize` would divide the gradient by 1e-12."""
+    branch = Branch(BranchConfig(input_size=4, hidden_sizes=(), input_dropout=0.0, output_activation=False), 3)
+    inputs = torch.zeros(2, 4, requires_grad=True)
+    branch(inputs, torch.arange(2), None).sum().backward()
+    users = torch.zeros(1, 3, requires_grad=True)
+    SCORES["cosine"].all_pairs(users, torch.ones(2, 3)).sum().backward()
+    for gradient in (inputs.grad, users.grad):
+        assert gradient is not None
+        assert gradient.abs().max() < 10

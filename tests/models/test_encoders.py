@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import Tensor, nn
 
+from sibra_dist.data.batches import stream
 from sibra_dist.data.dataset import Csr, Entities, Feature
 from sibra_dist.data.manifest import FeatureKind, FeatureSpec
+from sibra_dist.data.user_batches import Shown
 from sibra_dist.errors import ConfigError
 from sibra_dist.models import histories
 from sibra_dist.models.encoders import EncoderConfig, InteractionsEncoder, build_encoder, presence
@@ -141,27 +143,41 @@ def test_sums_and_gradient_are_those_of_dense_rows(
     torch.testing.assert_close(encoder.bias.grad, upstream.sum(0))
 
 
+@pytest.mark.parametrize("by_item", [False, True])
 @pytest.mark.parametrize("weighting", ["binary", "raw"])
-def test_only_what_is_shown_is_read(weighting: Weighting) -> None:
-    """Also rows of which nothing is, and with a gradient of what is read alone."""
+def test_only_what_is_shown_is_read(weighting: Weighting, by_item: bool) -> None:
+    """Divided by the share that is shown, also rows of which nothing is, and with a gradient of what is read alone."""
     generator = torch.Generator().manual_seed(0)
     dense = (torch.rand(9, 6, generator=generator) < 0.7).float()
+    dense[2] = 0
     weights = torch.randint(1, 9, dense.shape, generator=generator) / 4
-    mask = torch.rand(dense.shape, generator=generator) < 0.5
-    mask[2] = False
-    encoder = InteractionsEncoder(
-        *sides(dense, weights), 6, EncoderConfig(weighting=weighting, max_history=2, activation=False)
-    )
+    encoder = InteractionsEncoder(*sides(dense, weights), 6, EncoderConfig(weighting=weighting, activation=False))
     entities = torch.tensor([2, 8, 0, 5])
-
-    def shown(rows: Tensor, columns: Tensor) -> Tensor:
-        return mask[rows, columns.long()]
-
+    shown = Shown(stream(5), 0.4, num_items=9 if by_item else 6, by_item=by_item)
+    rows, columns = entities[:, None].expand(-1, 6).flatten(), torch.arange(6).repeat(4)
+    mask = shown(rows, columns).view(4, 6)
+    assert mask.any()
+    assert not mask.all()
     read = rows_read(encoder, entities, 3, None, shown)
-    torch.testing.assert_close(read, rows_read(encoder, entities) * mask[entities])
+    torch.testing.assert_close(read, rows_read(encoder, entities) * mask / 0.4)
     upstream = torch.randn(4, 6, generator=generator)
     encoder(entities, 3, None, shown).backward(upstream)
     torch.testing.assert_close(encoder.weight.grad, read.T @ upstream)
+
+
+def test_a_cap_draws_from_what_is_shown_and_keeps_the_mean() -> None:
+    dense = torch.ones(3, 12)
+    dense[1, 6:] = 0
+    encoder = InteractionsEncoder(*sides(dense), 12, EncoderConfig(max_history=2, activation=False))
+    entities, total, steps = torch.tensor([0, 1]), torch.zeros(2, 12), 2000
+    for step in range(steps):
+        shown = Shown(stream(step), 0.5, num_items=12)
+        read = rows_read(encoder, entities, stream(step, 1), None, shown)
+        assert ((read != 0).sum(1) <= 2).all()
+        assert (shown(entities[:, None].expand(-1, 12).flatten(), torch.arange(12).repeat(2)).view(2, 12) | (read == 0)).all()
+        total += read
+    # An entry is there in about a sixth of the steps, and then counts about 6: five standard deviations.
+    torch.testing.assert_close(total / steps, dense[:2], atol=5 * 2.4 / steps**0.5, rtol=0)
 
 
 def test_interactions_encoder_is_a_linear_layer_and_relu() -> None:

@@ -10,6 +10,7 @@ from sibra_dist.config import load_config, validate
 from sibra_dist.data.batches import Batches, TrainBatch
 from sibra_dist.data.dataset import Dataset, open_dataset
 from sibra_dist.data.presence import Hidden
+from sibra_dist.data.user_batches import UserBatches
 from sibra_dist.models import build_model
 from sibra_dist.models.base import parameter_count
 from sibra_dist.models.factorization import MatrixFactorization, MatrixFactorizationConfig
@@ -98,6 +99,18 @@ def test_scores_penalties_and_gradients_are_the_papers(dataset: Dataset, item_bi
     total.backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad)
+
+
+def test_whole_users_are_penalised_for_the_mean_over_the_pool(dataset: Dataset) -> None:
+    model = build(dataset, regularization=WEIGHTS)
+    batch = UserBatches(dataset, *model.sampling(), seed=3, batch_size=7, shown=0.5, pool=20).batch(0, 0)
+    penalties = model(batch).auxiliary_losses["regularization"]
+    trained = (dataset.items.histories.lengths() > 0)[batch.items]
+    assert model.item_bias is not None
+    pool, bias = model.item_embedding[batch.items] * trained[:, None], model.item_bias[batch.items, 0] * trained
+    of_pool = WEIGHTS["negatives"] * (pool**2).sum(1).mean() + WEIGHTS["bias"] * (bias**2).mean()
+    of_users = WEIGHTS["users"] * (model.user_embedding[batch.users] ** 2).sum(1)
+    torch.testing.assert_close(penalties, of_users + of_pool)
 
 
 def test_without_weights_nothing_is_penalised(dataset: Dataset) -> None:

@@ -1,6 +1,7 @@
 """Every recipe of the family against the formulas of its paper, computed densely in float64, example by example."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -162,12 +163,12 @@ def test_recipe_is_the_function_of_its_paper(paper: str, dataset: Dataset) -> No
         torch.testing.assert_close(found[name], wanted, msg=name)
 
 
-ITEM_SIDE = {"encoders.interactions.weight": (60, 8), "encoders.interactions.bias": (8,), "unknown": (1, 8)}
-USER_SIDE = {"encoders.interactions.weight": (80, 8), "encoders.interactions.bias": (8,), "unknown": (1, 8)}
+ITEM_SIDE = {"encoders.of_interactions.weight": (60, 8), "encoders.of_interactions.bias": (8,), "unknown": (1, 8)}
+USER_SIDE = {"encoders.of_interactions.weight": (80, 8), "encoders.of_interactions.bias": (8,), "unknown": (1, 8)}
 ITEM_FEATURES = {
-    "encoders.tags.embedding.weight": (5, 8),
-    "encoders.cover.linear.weight": (8, 6),
-    "encoders.cover.linear.bias": (8,),
+    "encoders.of_tags.embedding.weight": (5, 8),
+    "encoders.of_cover.linear.weight": (8, 6),
+    "encoders.of_cover.linear.bias": (8,),
 }
 DEEP_BRANCH = {
     "layers.0.weight": (6, 8),
@@ -190,7 +191,7 @@ PARTS = {
     "cobrar": {"users": USER_SIDE, "items": ITEM_SIDE, "branch": LINEAR_BRANCH},
     "dmf": {"users": USER_SIDE, "items": ITEM_SIDE, "user_branch": LINEAR_BRANCH, "item_branch": LINEAR_BRANCH},
     "universal": {
-        "users": USER_SIDE | {"encoders.club.embedding.weight": (4, 8)},
+        "users": USER_SIDE | {"encoders.of_club.embedding.weight": (4, 8)},
         "items": ITEM_SIDE | ITEM_FEATURES,
         "branch": DEEP_BRANCH,
     },
@@ -349,6 +350,24 @@ def test_contrast_of_items_is_within_an_example(dataset: Dataset, central: str |
         has = dataset.items.features[central].present[batch.items]
         assert has.any()
         assert (batch.item_modalities[..., 0][has] == number).all()
+
+
+def test_one_modality_is_contrasted_with_itself(dataset: Dataset) -> None:
+    """Also where all are drawn, so that there is one slot."""
+    side = {**SIDE, "modalities": ["interactions"], "contrast": CONTRAST}
+    drawn = [build(dataset, users={**side, "draws": draws}).double().eval() for draws in ("all", 2)]
+    losses = [model(batch_of(model, dataset)).auxiliary_losses["users.info_nce"] for model in drawn]
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+@pytest.mark.parametrize("name", ["type", "training", "items", "half"])
+def test_a_feature_may_have_any_name(dataset: Dataset, name: str) -> None:
+    """`torch.nn.Module` has attributes of these names."""
+    renamed = replace(dataset.items, features={name: dataset.items.features["cover"]})
+    model = build(replace(dataset, items=renamed), items={**SIDE, "draws": "all"})
+    assert model.items.modalities == ("interactions", name)
+    assert f"items.encoders.of_{name}.linear.weight" in dict(model.named_parameters())
+    assert model.encode_items(torch.arange(3)).isfinite().all()
 
 
 def test_contrast_of_users_is_over_the_batch(dataset: Dataset) -> None:

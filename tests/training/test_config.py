@@ -21,6 +21,12 @@ CONTRADICTIONS = {
         {"sampler": {"pool": 9}, "negatives": 10},
         r"the 10 negatives are to be the highest-scored of sampler.pool, which is 9: make sampler.pool the larger",
     ),
+    "a loss that is for pairs": ({"examples": "users", "loss": "bpr"}, "with examples users the loss is one of"),
+    "a sampler without pairs": (
+        {"examples": "users", "loss": "bce", "sampler": {"type": "in_batch"}},
+        "sampler and labels weights are for examples pairs",
+    ),
+    "a pool without users": ({"item_pool": 100}, "item_pool and shown_share are for examples users"),
     "share beyond all": ({"hide": {"items.tags": 1.5}}, r"hide.items.tags: input should be less than or equal to 1"),
     "unknown loss": ({"loss": "bpp"}, r"loss 'bpp' is not known; did you mean bpr\?"),
 }
@@ -38,6 +44,7 @@ def test_a_contradiction_is_one_error(values: dict[str, object], message: str) -
         {"labels": "weights", "loss": "bce"},
         {"sampler": {"type": "in_batch", "log_q": True}, "loss": "sampled_softmax"},
         {"sampler": {"pool": 10}, "negatives": 10},
+        {"examples": "users", "loss": "sampled_softmax", "item_pool": 100, "shown_share": 0.8},
         {"hide": {"items.tags": 0.25, "users.interactions": 1}},
     ],
     ids=str,
