@@ -45,17 +45,35 @@ def _published(warm: tuple[float, float, float, float], cold_items: tuple[float,
     }
 
 
+WHOLE_USERS = ("training.examples=users", "training.batch_size=512", "training.loss=sampled_softmax")
+SIBRAR_WARM = ("sibrar-warm", *WHOLE_USERS, "training.epochs=20", "training.evaluate_every=2")
 SIBRAR: dict[Setting, tuple[str, ...]] = {
-    "warm": ("sibrar-warm",),
-    "cold items": ("sibrar-cold-item",),
+    "warm": SIBRAR_WARM,
+    "cold items": (
+        "sibrar-cold-item",
+        *WHOLE_USERS,
+        "training.epochs=12",
+        "training.evaluate_every=2",
+        "training.weight_decay=3",
+    ),
     # Of a cold user there is nothing but side information.
-    "cold users": ("sibrar-warm", "model.users.modalities=null"),
+    "cold users": (*SIBRAR_WARM, "model.users.modalities=null"),
 }
+MF = (
+    "mf",
+    *WHOLE_USERS,
+    "training.learning_rate=1.0e-2",
+    "training.schedule=cosine",
+    "training.weight_decay=0.3",
+    "training.epochs=24",
+    "training.evaluate_every=2",
+    "model.regularization={}",
+)
 
 ENTRIES: dict[str, Entry] = {
     "Random": Entry(_everywhere("random")),
     "Pop": Entry(_everywhere("pop"), _published((0.1016, 0.0798, 0.0360, 0.0288), (0.0076, 0.0032, 0.0011), 0.0508)),
-    "MF": Entry(_everywhere("mf"), _published((0.2011, 0.1806, 0.0924, 0.5156), (0.0292, 0.0152, 0.0048), 0.0520)),
+    "MF": Entry(_everywhere(*MF), _published((0.2011, 0.1806, 0.0924, 0.5156), (0.0292, 0.0152, 0.0048), 0.0520)),
     "DMF": Entry(_everywhere("dmf"), _published((0.0989, 0.0774, 0.0312, 0.3741), (0.0090, 0.0042, 0.0012), 0.0510)),
     "CoBraR": Entry(_everywhere("cobrar")),
     "NeuMF": Entry(_everywhere("neumf")),
