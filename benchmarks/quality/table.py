@@ -19,7 +19,7 @@ Results = Mapping[str, list[dict[str, Any]]]
 
 def show(results: Results) -> None:
     """Print a table for each setting."""
-    console = Console(width=160, highlight=False)
+    console = Console(width=200, highlight=False)
     for setting in SPLITS:
         if any(of(results, setting, name) for name in ENTRIES):
             console.print(table(results, setting))
@@ -29,7 +29,14 @@ def show(results: Results) -> None:
 def table(results: Results, setting: Setting) -> Table:
     """Every model in a setting: mean and deviation of each metric over its seeds, and what was published."""
     headings = ["seeds", *METRICS, "published recall@10", "published map@10", "behind by", "p", "minutes", "MiB"]
-    shown = Table(Column("model"), *(Column(heading, justify="right") for heading in headings), title=setting, box=None)
+    shown = Table(
+        Column("model"),
+        *(Column(heading, justify="right") for heading in headings),
+        title=setting,
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
     for name, entry in ENTRIES.items():
         mine = of(results, setting, name)
         if not mine:
@@ -74,7 +81,6 @@ def behind(results: Results, setting: Setting, name: str) -> tuple[str, str]:
 
 
 def spread(values: list[float]) -> str:
-    """Mean and standard deviation."""
-    if len(values) == 1:
-        return f"{values[0]:.4f}"
-    return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
+    """Mean and standard deviation, of figures from 0 to 1."""
+    mean = f"{statistics.mean(values):.4f}".removeprefix("0")
+    return mean if len(values) == 1 else f"{mean} ±{statistics.stdev(values):.3f}".replace("±0", "±")
