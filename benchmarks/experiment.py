@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -62,7 +63,7 @@ class Laboratory:
             `recipe`, `settings`, `seed`, `commit`, `epoch` (the best), `validation` (its ndcg@10), `train` (seconds and peak
             memory), and by evaluation `metrics` and `counts`.
         """
-        folder = self.work / "runs" / name / str(experiment.seed)
+        folder = self.work / "runs" / re.sub(r"\W+", "-", name) / str(experiment.seed)
         done = folder / "measured.json"
         asked = {"recipe": experiment.recipe, "settings": list(experiment.settings), "seed": experiment.seed}
         if done.exists():

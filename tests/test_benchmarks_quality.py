@@ -1,0 +1,91 @@
+"""How the benchmarks on MovieLens 1M add up and show what they measured; the measuring itself takes hours."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.experiment import Experiment, Laboratory, in_parallel
+from benchmarks.quality.__main__ import RECORDED
+from benchmarks.quality.entries import ENTRIES, SPLITS
+from benchmarks.quality.table import METRICS, behind, of, spread, table
+from benchmarks.studies.answer import Answer
+from sibra_dist.config import load_config
+from sibra_dist.training.config import TrainConfig
+
+
+def result(seed: int, recall: float) -> dict[str, Any]:
+    metrics = dict.fromkeys(METRICS, 0.5) | {"recall@10": recall}
+    return {
+        "seed": seed,
+        "train": {"seconds": 60.0, "peak_rss_mebibytes": 100.0},
+        "evaluations": {"test": {"metrics": metrics, "counts": {}}},
+    }
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_every_row_can_be_started(name: str) -> None:
+    for recipe, *settings in ENTRIES[name].runs.values():
+        load_config(TrainConfig, recipe, ["dataset=here", *settings])
+
+
+def test_the_recorded_results_are_of_rows_and_seeds_that_there_are() -> None:
+    for name, results in json.loads(RECORDED.read_text()).items():
+        model, _, setting = name.rpartition(", ")
+        recipe, *settings = ENTRIES[model].runs[setting]
+        assert [made["seed"] for made in results] == list(SPLITS[setting].seeds)
+        assert all((made["recipe"], made["settings"]) == (recipe, settings) for made in results), name
+
+
+def test_differences_are_tested_in_pairs_of_seeds() -> None:
+    results = {
+        "SiBraR, best, warm": [result(seed, recall) for seed, recall in enumerate((0.3, 0.5, 0.4))],
+        "MF, warm": [result(seed, recall) for seed, recall in enumerate((0.2, 0.38, 0.3))],
+        "Pop, warm": [result(seed, recall) for seed, recall in enumerate((0.31, 0.5, 0.41))],
+    }
+    difference, p = behind(results, "warm", "MF")
+    assert difference == "+0.1067"
+    # Differences .1, .12, .1: t = 16 with two degrees of freedom, .0019 in one tail, and two models are compared.
+    assert float(p) == pytest.approx(2 * 0.0019, abs=2e-4)
+    assert behind(results, "warm", "Pop")[1] == "1.0000"
+    assert behind(results, "warm", "SiBraR, best") == ("", "")
+    assert table(results, "warm").row_count == 3
+    assert of(results, "cold items", "MF") == {}
+
+
+def test_a_spread_is_a_mean_and_a_deviation() -> None:
+    assert spread([0.1, 0.3]) == ".2000 ±.141"
+    assert spread([1.0]) == "1.0000"
+
+
+def test_an_answer_is_a_table_and_a_plot_that_do_not_change(tmp_path: Path) -> None:
+    answer = Answer("Title", ["share", "both"], {"0%": [".1"]}, "recall", (0.0, 0.5), {"both": [[0.1, 0.3], [0.2]]}, "share")
+    written = []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+        answer.write(folder, "study")
+        written.append([(folder / f"study.{kind}").read_bytes() for kind in ("md", "svg")])
+    assert written[0] == written[1]
+    assert b"| share | both |\n|---|---|\n| 0% | .1 |" in written[0][0]
+    assert b"<svg" in written[0][1]
+
+
+def test_a_run_that_was_made_otherwise_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    (tmp_path / "interactions.tsv").touch()
+    laboratory = Laboratory(tmp_path, tmp_path / "work")
+    folder = tmp_path / "work" / "runs" / "MF-warm" / "0"
+    folder.mkdir(parents=True)
+    kept = {"recipe": "mf", "settings": ["training.epochs=3"], "seed": 0}
+    (folder / "measured.json").write_text(json.dumps(kept))
+    assert laboratory.run("MF, warm", Experiment("random", 0, "mf", ("training.epochs=3",))) == kept
+    with pytest.raises(SystemExit, match="was made with other settings"):
+        laboratory.run("MF, warm", Experiment("random", 0, "mf"))
+    with pytest.raises(SystemExit, match="holds no MovieLens 1M"):
+        Laboratory(tmp_path / "work", tmp_path)
+
+
+def test_what_fails_ends_the_others() -> None:
+    assert in_parallel(lambda number: number * 2, [1, 2, 3], 2) == [2, 4, 6]
+    with pytest.raises(ZeroDivisionError):
+        in_parallel(lambda number: 1 / number, [1, 0], 1)
