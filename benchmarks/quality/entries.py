@@ -46,13 +46,21 @@ def _published(warm: tuple[float, float, float, float], cold_items: tuple[float,
 
 
 WHOLE_USERS = ("training.examples=users", "training.batch_size=512", "training.loss=sampled_softmax")
+CONTENT = (
+    "model.items.encoders.plot.input_dropout=0.5",
+    "model.items.encoders.release_year={hidden_sizes: [64], activation: true}",
+)
+"""How features of items are encoded: the hidden units are shared by all years of release, where an embedding is of one."""
 SIBRAR_WARM = ("sibrar-warm", *WHOLE_USERS, "training.epochs=20", "training.evaluate_every=2")
 SIBRAR: dict[Setting, tuple[str, ...]] = {
     "warm": SIBRAR_WARM,
     "cold items": (
         "sibrar-cold-item",
         *WHOLE_USERS,
-        "training.epochs=12",
+        *CONTENT,
+        "model.items.draws=3",
+        "model.items.input_dropout=0.5",
+        "training.epochs=20",
         "training.evaluate_every=2",
         "training.weight_decay=3",
     ),

@@ -1,6 +1,7 @@
 """What `sibra-dist prepare` is told: sources, features, filters, split."""
 
 import codecs
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self
@@ -139,6 +140,9 @@ class FeatureConfig(Config):
     column: Columns | None = None
     """The column or columns it is read from; by default the one of the feature's own name. numeric and vector may have
     several numbers, text several texts."""
+    pattern: str | None = None
+    """A regular expression: what it finds first in the text of a column counts as the value (its first group, if it has
+    one); where it finds nothing, the value is absent."""
     separator: Annotated[str, Field(min_length=1)] = "|"
     """tags, vector: what stands between two of them, where the column is text and no JSON list."""
     scale: Literal["standard", "minmax", "none"] = "standard"
@@ -149,6 +153,15 @@ class FeatureConfig(Config):
     """category, tags: so many values at the most get a code of their own, the commonest."""
     encoder: TextEncoder = TfidfConfig()
     """text: what makes a vector of it."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _is_a_regular_expression(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+        return pattern
 
     @model_validator(mode="after")
     def _has_several_columns_only_where_they_make_one(self) -> Self:

@@ -4,10 +4,12 @@ Frames of `readers` come in; they go out with a column `reason`, null where the 
 what to show. `rejected` and `usable` take the two halves.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import reduce
 
-from pyspark.sql import Column, DataFrame, Window
+from pyspark.errors import PySparkException
+from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
     ArrayType,
@@ -22,7 +24,7 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
-from sibra_dist.errors import SourceError
+from sibra_dist.errors import ConfigError, SourceError
 from sibra_dist.etl.config import FeatureConfig, FeatureTableConfig, InteractionsConfig
 from sibra_dist.etl.readers import NPZ_COLUMNS, pattern_of
 
@@ -72,7 +74,7 @@ def check_interactions(records: DataFrame, table: InteractionsConfig, name: str)
         ("weight", table.weight, BAD_WEIGHT, LARGEST_WEIGHT),
     ):
         if column is not None:
-            number = _number(column, kinds, name)
+            number = _number(F.col("values").getField(column), column, kinds, name)
             reason = reason.when(~_is_finite(number, largest), fault)
             columns.append(number.alias(field))
     if table.time is not None:
@@ -111,16 +113,19 @@ def check_features(records: DataFrame, table: FeatureTableConfig, raw: Sequence[
 
     Raises:
         SourceError: a column has a type that its use does not fit. `name` says which table it is of.
+        ConfigError: a pattern is no regular expression to Java.
     """
     kinds = _types(records)
     identifier = _id(id_column(table), kinds, name)
     reason = F.when(F.col("fault").isNotNull(), F.col("fault")).when(identifier.isNull(), NO_ID)
     features = []
     for feature_name, feature in table.features.items():
+        if feature.pattern is not None:
+            _require_pattern(records.sparkSession, feature.pattern)
         value, bad = _feature(feature_name, feature, kinds, table, name)
         reason = reason.when(bad, BAD_NUMBER)
         features.append(value.alias(feature_name))
-    seen = [_raw(column, kinds, name).alias(column) for column in raw]
+    seen = [_as_text(F.col("values").getField(column), column, kinds, name).alias(column) for column in raw]
     checked = records.select(
         "file",
         "record",
@@ -207,15 +212,15 @@ def _feature(
 ) -> tuple[Column, Column]:
     """A feature's value, null where it is absent, and whether it holds something that should be a number and is not."""
     columns = _columns_of(name, feature, table)
-    kind = kinds[columns[0]]
-    value = F.col("values").getField(columns[0])
+    cells = [_cell(column, kinds, feature.pattern, told) for column in columns]
+    kind, value = kinds[columns[0]], cells[0]
     is_json = table.format == "json"
     if feature.kind == "category":
         if not isinstance(kind, StringType | IntegralType | BooleanType):
             raise _misfit(columns[0], kind, told, "a category is text, a whole number or true/false")
         return F.nullif(value.cast("string"), F.lit("")), F.lit(False)
     if feature.kind == "text":
-        texts = [_raw(column, kinds, told) for column in columns]
+        texts = [_as_text(cell, column, kinds, told) for cell, column in zip(cells, columns, strict=True)]
         return F.nullif(F.trim(F.concat_ws(" ", *texts)), F.lit("")), F.lit(False)
     if feature.kind == "tags":
         if not isinstance(kind, StringType | ArrayType):
@@ -224,8 +229,8 @@ def _feature(
         tags = F.array_sort(F.array_distinct(F.filter(tags, lambda tag: F.coalesce(tag, F.lit("")) != "")))
         return F.when(F.size(tags) > 0, tags), F.lit(False)
     if feature.kind == "numeric" or len(columns) > 1:
-        numbers = [_number(column, kinds, told) for column in columns]
-        gaps = [_is_absent(column, kinds) for column in columns]
+        numbers = [_number(cell, column, kinds, told) for cell, column in zip(cells, columns, strict=True)]
+        gaps = [_is_absent(cell, kinds[column]) for cell, column in zip(cells, columns, strict=True)]
         faults = [~gap & ~_is_finite(number) for gap, number in zip(gaps, numbers, strict=True)]
         element = "double" if feature.kind == "numeric" else "float"
         list_of = F.array(*[number.cast(element) for number in numbers])
@@ -269,9 +274,8 @@ def _id(column: str, kinds: Mapping[str, DataType], told: str) -> Column:
     return F.when(F.trim(text) != "", text)
 
 
-def _number(column: str, kinds: Mapping[str, DataType], told: str) -> Column:
-    """The number in a column as a double, null where there is none or it cannot be read."""
-    value = F.col("values").getField(column)
+def _number(value: Column, column: str, kinds: Mapping[str, DataType], told: str) -> Column:
+    """The number in the value of a column as a double, null where there is none or it cannot be read."""
     if isinstance(kinds[column], StringType):
         return number_in(value)
     if not isinstance(kinds[column], NumericType | TimestampType):
@@ -306,7 +310,7 @@ def _milliseconds(column: str, kinds: Mapping[str, DataType], told: str, written
             raise _misfit(column, kind, told, "an ISO time is text, a date or a timestamp")
         seconds = _iso_seconds(value)
     else:
-        seconds = _number(column, kinds, told) / (1000 if written == "milliseconds" else 1)
+        seconds = _number(value, column, kinds, told) / (1000 if written == "milliseconds" else 1)
     return F.when(F.abs(seconds) * 1000 < LATEST, F.round(seconds * 1000).cast("long"))
 
 
@@ -319,17 +323,34 @@ def _iso_seconds(text: Column) -> Column:
     return F.when(text.rlike(ISO_TIME), zoned.try_cast("timestamp").cast("double"))
 
 
-def _raw(column: str, kinds: Mapping[str, DataType], told: str) -> Column:
-    """What a column holds, as text."""
+def _cell(column: str, kinds: Mapping[str, DataType], pattern: str | None, told: str) -> Column:
+    """The value of a column; with a pattern, what that finds first in the text, null where it finds nothing."""
+    value = F.col("values").getField(column)
+    if pattern is None:
+        return value
+    if not isinstance(kinds[column], StringType):
+        raise _misfit(column, kinds[column], told, "`pattern` searches text; leave it out")
+    return F.nullif(F.regexp_extract(value, pattern, min(re.compile(pattern).groups, 1)), F.lit(""))
+
+
+def _require_pattern(spark: SparkSession, pattern: str) -> None:
+    """Python has read the expression with the configuration; that Java, which is to search, reads it too is seen here."""
+    try:
+        spark.range(1).select(F.regexp_extract(F.lit(""), pattern, 0)).collect()
+    except PySparkException as error:
+        raise ConfigError(f"pattern: {pattern!r} is no regular expression in Java's form, which Spark reads") from error
+
+
+def _as_text(value: Column, column: str, kinds: Mapping[str, DataType], told: str) -> Column:
+    """The value of a column, as text."""
     if isinstance(kinds[column], ArrayType | StructType):
         raise _misfit(column, kinds[column], told, "it should hold single values")
-    return F.col("values").getField(column).cast("string")
+    return value.cast("string")
 
 
-def _is_absent(column: str, kinds: Mapping[str, DataType]) -> Column:
-    """Whether a column of numbers holds nothing, or says so with NaN."""
-    value = F.col("values").getField(column)
-    if isinstance(kinds[column], StringType):
+def _is_absent(value: Column, kind: DataType) -> Column:
+    """Whether a value where a number belongs is none, or says so with NaN."""
+    if isinstance(kind, StringType):
         return value.isNull() | (F.trim(value) == "") | value.rlike(NOT_A_NUMBER)
     return value.isNull() | F.isnan(value.cast("double"))
 

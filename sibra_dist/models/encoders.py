@@ -9,6 +9,7 @@ parameter has a gradient after every backward pass, be there rows or none: ranks
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Annotated, Literal
+from zlib import crc32
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from sibra_dist.data.batches import SHOWN, stream
 from sibra_dist.data.dataset import Csr, Entities, Feature
 from sibra_dist.data.user_batches import Shown
 from sibra_dist.errors import ConfigError, nearest
+from sibra_dist.models.branch import named_dropout
 from sibra_dist.models.histories import Entries, Histories, Weighting, Whole, bag_sum, weigh
 from sibra_dist.models.linear import Initialization, UnitLength, initialize_linear
 
@@ -38,6 +40,8 @@ class EncoderConfig(Config):
     not after id, categories and tags."""
     initialization: Initialization = "uniform"
     """Of linear layers, that on interactions included: torch's own, or that of Glorot and Bengio (2010), with biases 0."""
+    input_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability of zeroing an element of the input in training. For numbers and vectors only."""
     weighting: Weighting = "binary"
     """What an interaction counts: see `sibra_dist.models.histories.weigh`. For interactions only."""
     max_history: Annotated[int, Field(ge=1)] | None = None
@@ -201,11 +205,16 @@ class DenseEncoder(nn.Module):
         assert isinstance(feature.values, Tensor)
         self.linear = _linear(feature.spec.size, (*config.hidden_sizes, width)[0], config)
         self.layers = _layers(config, width, activation=True)
+        self._dropout = config.input_dropout
+        self._stream = crc32(feature.spec.name.encode())  # features of equal length lose different elements
         self.register_buffer("inputs", feature.values, persistent=False)
 
     def forward(self, entities: Tensor, key: int | None = None, excluded: Tensor | None = None) -> Tensor:
         """See the module's docstring."""
-        encoded: Tensor = self.layers(self.linear(self.inputs[entities]))
+        inputs = self.inputs[entities]
+        if key is not None and self._dropout > 0:
+            inputs = named_dropout(inputs, self._dropout, stream(key, self._stream), entities)
+        encoded: Tensor = self.layers(self.linear(inputs))
         return encoded
 
 
@@ -238,12 +247,14 @@ def build_encoder(
     known = (INTERACTIONS, ID, *entities.features)
     if name not in known:
         raise ConfigError(f"{where}: there is no such modality; {nearest(name, known)}")
-    if name == INTERACTIONS:
+    kind = name if name in (INTERACTIONS, ID) else entities.features[name].spec.kind
+    if config.input_dropout and kind not in ("numeric", "vector"):
+        raise ConfigError(f"{where}.input_dropout: only numbers and vectors have it; leave it out")
+    if kind == INTERACTIONS:
         return InteractionsEncoder(entities, other, width, config, where)
     for key in ("weighting", "max_history"):
         if getattr(config, key) != EncoderConfig.model_fields[key].default:
             raise ConfigError(f"{where}.{key}: only interactions have it; leave it out")
-    kind = ID if name == ID else entities.features[name].spec.kind
     if config.initialization != "uniform" and not config.hidden_sizes and kind in (ID, "category", "tags"):
         raise ConfigError(f"{where}.initialization: there is no linear layer; set hidden_sizes, or leave it out")
     if name == ID:

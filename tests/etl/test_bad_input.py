@@ -57,6 +57,18 @@ CASES: dict[str, tuple[dict[str, object], type[SibraError], tuple[str, ...]]] = 
         SourceError,
         ("a category is text",),
     ),
+    "pattern in a vector": (
+        features(features={"look": {"kind": "vector", "column": "vector", "pattern": "a"}}),
+        SourceError,
+        ("column vector of vectors.parquet", "`pattern` searches text"),
+    ),
+    "pattern that Java does not know": (
+        features(
+            path="items.item", format="atomic", id="item_id", features={"genres": {"kind": "tags", "pattern": "(?P<x>a)"}}
+        ),
+        ConfigError,
+        ("(?P<x>a)", "regular expression", "Java"),
+    ),
     "vector as id": (
         features(id="vector", features={"look": {"kind": "vector", "column": "vector"}}),
         SourceError,
@@ -163,6 +175,7 @@ def test_unusable_text_formats_are_refused(changes: dict[str, object], told: str
             "read from one column",
         ),
         ({"items": [{"path": "x", "id": "i", "features": {"a": {"kind": "text", "column": []}}}]}, "at least one column"),
+        ({"items": [{"path": "x", "id": "i", "features": {"a": {"kind": "tags", "pattern": "(b"}}}]}, "no regular expression"),
         ({"filters": {"users": {"within": {"age": [9, 1]}}}}, "begins above its end"),
         ({"filters": {"items": {"min_count": 5, "max_count": 2}}}, "max_count is below min_count"),
         ({"filters": {"duplicates": "sum"}}, "set interactions.weight"),

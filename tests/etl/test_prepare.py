@@ -263,3 +263,38 @@ def test_fixed_split_is_taken_as_it_is_given(
     assert table(tmp_path / "dataset", manifest, "histories/users")["items"].to_pylist() == [[0, 1, 2, 3]] * 4
     assert table(tmp_path / "dataset", manifest, "held_out/validation")["items"].to_pylist() == [[4]] * 4
     assert table(tmp_path / "dataset", manifest, "held_out/test")["items"].to_pylist() == [[5]] * 4
+
+
+def test_a_pattern_finds_a_value_in_text(spark: SparkSession, small: Small, tmp_path: Path, table: ReadTable) -> None:
+    config = small(
+        items=[
+            {
+                "path": "titles.tsv",
+                "id": "item_id",
+                "features": {
+                    "decade": {"kind": "category", "column": "title", "pattern": r"\((\d{3})\d\)$"},
+                    "year": {"kind": "numeric", "column": "title", "pattern": r"\d{4}", "scale": "none"},
+                    "words": {"kind": "tags", "column": "title", "pattern": "^(.*) ", "separator": " "},
+                },
+            }
+        ]
+    )
+    titles = ["Heat (1995)", "M (1931)", "1941 (1979)", "Untitled", "Big Night (1996)"]
+    rows = [f"i{place:02}\t{title}" for place, title in enumerate(titles, start=1)]
+    (Path(config.source) / "titles.tsv").write_text("\n".join(["item_id\ttitle", *rows]) + "\n", encoding="utf-8")
+    manifest = prepare(config, tmp_path / "dataset")
+    items = table(tmp_path / "dataset", manifest, "items")
+    decade, year, words = manifest.item_features
+    assert decade.vocabulary == ("193", "197", "199")
+    assert items["decade"].to_pylist()[:5] == [2, 0, 1, None, 2]
+    # The first that is found: of "1941 (1979)" the year is 1941.
+    assert items["year"].to_pylist()[:5] == [[1995], [1931], [1941], None, [1996]]
+    assert words.vocabulary is not None
+    assert [[words.vocabulary[code] for code in codes] if codes else None for codes in items["words"].to_pylist()[:5]] == [
+        ["Heat"],
+        ["M"],
+        ["1941"],
+        None,
+        ["Big", "Night"],
+    ]
+    assert (decade.missing, year.missing, words.missing) == (6, 6, 6)

@@ -398,6 +398,28 @@ def test_xavier_fills_its_range_and_biases_are_zero() -> None:
         assert bias.eq(0).all()
 
 
+def test_elements_of_a_vector_are_dropped_in_training_alone(users: Entities, items: Entities) -> None:
+    encoder = build_encoder("cover", users, items, 6, EncoderConfig(input_dropout=0.25, activation=False))
+    assert isinstance(encoder.linear, nn.Linear)
+    with torch.no_grad():
+        encoder.linear.weight.copy_(torch.eye(6))
+        encoder.linear.bias.zero_()
+    cover, entities = users.features["cover"].values, torch.arange(4)
+    assert isinstance(cover, Tensor)
+    assert torch.equal(encoder(entities), cover)
+    seen = torch.stack([encoder(entities, stream(step)) for step in range(400)])
+    kept = seen != 0
+    torch.testing.assert_close(seen[kept], (cover / 0.75).expand_as(seen)[kept])
+    assert torch.allclose(kept.float().mean(0), torch.tensor(0.75), atol=0.1)
+    # The mask is that of the entity, in whatever batch; another feature has another.
+    assert torch.equal(encoder(torch.tensor([2, 0]), stream(7)), seen[7][[2, 0]])
+    feature = users.features["cover"]
+    other = replace(users, features={"back": replace(feature, spec=feature.spec.model_copy(update={"name": "back"}))})
+    same = build_encoder("back", other, items, 6, EncoderConfig(input_dropout=0.25, activation=False))
+    same.load_state_dict(encoder.state_dict())
+    assert not torch.equal(same(entities, stream(7)), seen[7])
+
+
 def test_id_embeddings_have_length_one_on_average(items: Entities) -> None:
     users = Entities(2000, torch.zeros(2000, dtype=torch.int8), csr(torch.ones(2000, 1)), {})
     torch.manual_seed(0)
@@ -443,6 +465,8 @@ def test_an_encoder_is_built_without_memory_for_parameters(
     [
         ("tags", EncoderConfig(weighting="log"), r"model\.users\.encoders\.tags\.weighting: only interactions"),
         ("id", EncoderConfig(max_history=3), r"model\.users\.encoders\.id\.max_history: only interactions"),
+        ("club", EncoderConfig(input_dropout=0.5), r"encoders\.club\.input_dropout: only numbers and vectors"),
+        ("interactions", EncoderConfig(input_dropout=0.5), r"encoders\.interactions\.input_dropout: only numbers and vectors"),
         ("club", EncoderConfig(initialization="xavier_uniform"), r"encoders\.club\.initialization: there is no linear layer"),
         ("clubs", EncoderConfig(), r"encoders\.clubs: there is no such modality; did you mean club"),
     ],
