@@ -14,6 +14,9 @@ from sibra_dist.data.storage import write_atomically
 from sibra_dist.training.evaluation import EvaluationRequest, read_evaluation
 from sibra_dist.training.run_folder import RunFolder
 
+MEASURED = "evaluation.metrics=[ndcg, recall, precision, map, coverage, gini, arp]"
+"""Of every run. Which of its epochs is the best does not hang on them."""
+
 One = TypeVar("One")
 Made = TypeVar("Made")
 
@@ -76,8 +79,8 @@ class Laboratory:
             trained = sibra_dist("train", "--resume", str(folder), log=log)
         else:
             dataset = f"dataset={self.dataset(experiment.protocol, experiment.seed)}"
-            start = [experiment.recipe, dataset, f"seed={experiment.seed}", *experiment.settings, "--to", str(folder)]
-            trained = sibra_dist("train", *start, log=log)
+            start = [experiment.recipe, dataset, f"seed={experiment.seed}", MEASURED, *experiment.settings]
+            trained = sibra_dist("train", *start, "--to", str(folder), log=log)
         found = {}
         for evaluation, hide in experiment.evaluations.items():
             options = [word for name, share in hide.items() for word in ("--hide", f"{name}={share}")]

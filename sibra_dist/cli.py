@@ -237,8 +237,8 @@ def params(
     from sibra_dist.data.dataset import open_dataset
     from sibra_dist.training.config import TrainConfig
 
-    configs = [argument for argument in arguments if "=" not in argument]
-    overrides = [argument for argument in arguments if "=" in argument]
+    configs = [argument for argument in arguments if "=" not in argument or Path(argument).is_file()]
+    overrides = [argument for argument in arguments if argument not in configs]
     if not configs:
         raise ConfigError("give at least one CONFIG: a YAML file, or the name of a packaged recipe")
     settings = [(Path(config).stem, load_config(TrainConfig, config, overrides)) for config in configs]

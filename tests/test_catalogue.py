@@ -89,6 +89,11 @@ def test_commands_show_models_options_and_parameters(planted: Path, run: Callabl
     assert int(total[2].replace(",", "")) - int(total[1].replace(",", "")) == 32_832
 
 
+def test_a_file_may_have_any_name(planted: Path, tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    (tmp_path / "width=4.yaml").write_text(f"model: {{type: mf, embedding_size: 4}}\ndataset: {planted}\n", encoding="utf-8")
+    assert run("params", str(tmp_path / "width=4.yaml"))[1].splitlines()[0].split() == ["part", "width=4"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

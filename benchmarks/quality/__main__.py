@@ -1,6 +1,6 @@
 """Every model on MovieLens 1M, warm, for cold items and for cold users, over several seeds, beside published figures.
 
-    python -m benchmarks.quality --data DIR [--work DIR] [--jobs N] [--only TEXT ...] [--record]
+    python -m benchmarks.quality --data DIR [--work DIR] [--jobs N] [--only PATTERN ...] [--record]
     python -m benchmarks.quality --show
 
 DIR holds what the recipe `ml-1m` reads. Datasets and runs go to the work folder; what is there already is not made again,
@@ -9,6 +9,7 @@ so an interrupted benchmark continues. `--record` adds the results to those in t
 
 import argparse
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/ml-1m"))
     parser.add_argument("--work", type=Path, default=Path("runs/benchmark-ml-1m"))
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once, each in a process with one thread")
-    parser.add_argument("--only", nargs="+", default=[""], help="rows such as 'MF, warm' whose names hold one of these texts")
+    parser.add_argument("--only", nargs="+", default=["*"], help="rows, by patterns such as 'MF, *' or '*, warm'")
     parser.add_argument("--record", action="store_true", help="add the results to the recorded ones")
     parser.add_argument("--show", action="store_true", help="print the recorded results, and run nothing")
     arguments = parser.parse_args()
@@ -40,7 +41,7 @@ def main() -> None:
         for name, entry in ENTRIES.items()
         if setting in entry.runs
     }
-    chosen = {name: made for name, made in wanted.items() if any(text in name for text in arguments.only)}
+    chosen = {name: made for name, made in wanted.items() if any(fnmatch(name, pattern) for pattern in arguments.only)}
     results = Laboratory(arguments.data, arguments.work).run_all(chosen, arguments.jobs)
     if arguments.record:
         write_atomically(RECORDED, json.dumps({**recorded, **results}, indent=1).encode() + b"\n")

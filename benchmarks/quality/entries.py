@@ -51,7 +51,14 @@ CONTENT = (
     "model.items.encoders.release_year={hidden_sizes: [64], activation: true}",
 )
 """How features of items are encoded: the hidden units are shared by all years of release, where an embedding is of one."""
-SIBRAR_WARM = ("sibrar-warm", *WHOLE_USERS, "training.epochs=20", "training.evaluate_every=2")
+SIBRAR_WARM = (
+    "sibrar-warm",
+    *WHOLE_USERS,
+    *CONTENT[1:],
+    "model.items.draws=4",
+    "training.epochs=20",
+    "training.evaluate_every=4",
+)
 SIBRAR: dict[Setting, tuple[str, ...]] = {
     "warm": SIBRAR_WARM,
     "cold items": (
@@ -67,6 +74,8 @@ SIBRAR: dict[Setting, tuple[str, ...]] = {
     # Of a cold user there is nothing but side information.
     "cold users": (*SIBRAR_WARM, "model.users.modalities=null"),
 }
+CLCREC = ("clcrec", *WHOLE_USERS, *CONTENT, "training.schedule=cosine", "training.epochs=16", "training.evaluate_every=2")
+DROPOUTNET = ("dropoutnet", *WHOLE_USERS, "training.schedule=cosine", "training.epochs=16", "training.evaluate_every=2")
 MF = (
     "mf",
     *WHOLE_USERS,
@@ -87,10 +96,19 @@ ENTRIES: dict[str, Entry] = {
     "NeuMF": Entry(_everywhere("neumf")),
     "NeuMF, single branch": Entry(_everywhere("neumf-single-branch")),
     "DropoutNet": Entry(
-        _everywhere("dropoutnet"), _published((0.1884, 0.1666, 0.0850, 0.4019), (0.1854, 0.1521, 0.0629), 0.0517)
+        {
+            "warm": (*DROPOUTNET, *CONTENT[1:], "training.weight_decay=0.1"),
+            "cold items": (*DROPOUTNET, *CONTENT, "training.weight_decay=3", "model.users.modality_dropout.interactions=0"),
+            "cold users": (*DROPOUTNET, *CONTENT[1:], "training.weight_decay=0.1"),
+        },
+        _published((0.1884, 0.1666, 0.0850, 0.4019), (0.1854, 0.1521, 0.0629), 0.0517),
     ),
     "CLCRec": Entry(
-        {**_everywhere("clcrec"), "cold users": ("clcrec", "model.users.content=null")},
+        {
+            "warm": CLCREC,
+            "cold items": (*CLCREC, "training.weight_decay=3", "model.items.contrast.temperature=0.3"),
+            "cold users": (*CLCREC, "model.users.content=null"),
+        },
         _published((0.2069, 0.1851, 0.0975, 0.4765), (0.1644, 0.1153, 0.0498), 0.0527),
     ),
     "SiBraR, one modality": Entry(

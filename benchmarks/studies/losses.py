@@ -10,7 +10,6 @@ from sibra_dist.training.config import TrainConfig
 
 SEEDS = (0, 1, 2)
 METRICS = ("recall@10", "ndcg@10", "coverage@10", "gini@10", "arp@10")
-MEASURE = "evaluation.metrics=[ndcg, recall, coverage, gini, arp]"
 MODELS = {
     "CoBraR, bce": ("CoBraR", "training.loss=bce"),
     "CoBraR, bpr": ("CoBraR", "training.loss=bpr"),
@@ -25,7 +24,7 @@ def study(laboratory: Laboratory, jobs: int) -> Answer:
     experiments = {}
     for name, (entry, *changes) in MODELS.items():
         recipe, *settings = ENTRIES[entry].runs["warm"]
-        chosen = (*settings, *changes, MEASURE)
+        chosen = (*settings, *changes)
         experiments[f"losses {name}"] = [Experiment("random", seed, recipe, chosen) for seed in SEEDS]
     results = laboratory.run_all(experiments, jobs)
     dataset = open_dataset(laboratory.dataset("random", SEEDS[0]))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from sibra_dist.data.batches import HIDING, in_share, stream, uniform
@@ -19,6 +19,23 @@ from sibra_dist.errors import ConfigError, nearest
 
 SideName = Literal["users", "items"]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _by_dotted_name(hide: object) -> object:
+    """`items.genres: 0.5` also where it is written as `items: {genres: 0.5}`, as settings on the command line are."""
+    if not isinstance(hide, Mapping):
+        return hide
+    flat: dict[object, object] = {}
+    for side, given in hide.items():
+        shares = {f"{side}.{name}": share for name, share in given.items()} if isinstance(given, Mapping) else {side: given}
+        if twice := flat.keys() & shares.keys():
+            raise ValueError(f"{', '.join(map(str, twice))} is given twice: give it once")
+        flat |= shares
+    return flat
+
+
+Shares = Annotated[dict[str, Share], BeforeValidator(_by_dotted_name)]
+"""Of the entities that lose a modality, by dotted name such as `items.genres`."""
 
 
 @dataclass(frozen=True)

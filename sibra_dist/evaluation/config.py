@@ -5,7 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from sibra_dist.config import Config
-from sibra_dist.data.presence import Share
+from sibra_dist.data.presence import Shares
 from sibra_dist.errors import nearest
 from sibra_dist.evaluation.metrics import CATALOG_METRICS, USER_METRICS
 
@@ -22,7 +22,7 @@ class EvaluationConfig(Config):
     """Users ranked at once. Ranks share out whole tiles, so that every tile is computed alike on any number of ranks."""
     item_tile: Annotated[int, Field(ge=1)] = 65536
     """Candidates scored at once."""
-    hide: dict[str, Share] = {}
+    hide: Shares = {}
     """Share of the entities from which a modality is hidden, by name: `items.genres: 0.25`."""
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from sibra_dist.config import Config
 from sibra_dist.data.batches import Labels
 from sibra_dist.data.negatives import SamplerConfig
-from sibra_dist.data.presence import Share
+from sibra_dist.data.presence import Shares
 from sibra_dist.errors import nearest
 from sibra_dist.evaluation.config import EvaluationConfig
 from sibra_dist.evaluation.metrics import USER_METRICS
@@ -36,7 +36,7 @@ class TrainingConfig(Config):
     loss: str = "bpr"
     labels: Labels = "binary"
     """Of the positives, for the loss `bce`: 1, or with `weights` the interaction's weight over the largest of all."""
-    hide: dict[str, Share] = {}
+    hide: Shares = {}
     """Share of the entities from which a modality is hidden in training, by name: `items.genres: 0.25`."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     schedule: Literal["constant", "cosine"] = "constant"
