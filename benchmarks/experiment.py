@@ -1,5 +1,6 @@
 """Trainings on MovieLens 1M that a benchmark compares: datasets and runs are made once, and kept."""
 
+import io
 import json
 import os
 import re
@@ -9,10 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
 from benchmarks.measure import sibra_dist
 from sibra_dist.data.storage import write_atomically
+from sibra_dist.evaluation.evaluate import evaluate
+from sibra_dist.evaluation.metrics import recall
 from sibra_dist.training.evaluation import EvaluationRequest, read_evaluation
-from sibra_dist.training.run_folder import RunFolder
+from sibra_dist.training.run_folder import RunFolder, open_run
 
 MEASURED = "evaluation.metrics=[ndcg, recall, precision, map, coverage, gini, arp]"
 """Of every run. Which of its epochs is the best does not hang on them."""
@@ -66,7 +74,7 @@ class Laboratory:
             `recipe`, `settings`, `seed`, `commit`, `epoch` (the best), `validation` (its ndcg@10), `train` (seconds and peak
             memory), and by evaluation `metrics` and `counts`.
         """
-        folder = self.work / "runs" / re.sub(r"\W+", "-", name) / str(experiment.seed)
+        folder = self.folder(name, experiment.seed)
         done = folder / "measured.json"
         asked = {"recipe": experiment.recipe, "settings": list(experiment.settings), "seed": experiment.seed}
         if done.exists():
@@ -99,6 +107,28 @@ class Laboratory:
         }
         write_atomically(done, json.dumps(result, indent=1).encode() + b"\n")
         return result
+
+    def folder(self, name: str, seed: int) -> Path:
+        """The run folder of an experiment."""
+        return self.work / "runs" / re.sub(r"\W+", "-", name) / str(seed)
+
+    def recall_by_user(self, name: str, seed: int) -> NDArray[np.float64]:
+        """Test recall@10 of each user who has something to be recalled, of an experiment that was run: [U]."""
+        kept = self.folder(name, seed) / "recall_by_user.npy"
+        if not kept.exists():
+            run, config, dataset = open_run(self.folder(name, seed))
+            found: list[Tensor] = []
+
+            def note(users: Tensor, hits: Tensor, relevant: Tensor) -> None:
+                found.append(recall(hits, relevant, 10)[relevant > 0])
+
+            model, _ = run.load_best(dataset, torch.device("cpu"))
+            evaluate(model, dataset, "test", config.evaluation, names=["recall@10"], seed=config.seed, each=note)
+            file = io.BytesIO()
+            np.save(file, torch.cat(found).numpy())
+            write_atomically(kept, file.getvalue())
+        values: NDArray[np.float64] = np.load(kept)
+        return values
 
     def run_all(self, experiments: Mapping[str, Sequence[Experiment]], jobs: int) -> dict[str, list[dict[str, Any]]]:
         """`run` for every name and experiment, so many processes at once; in the order given."""

@@ -42,14 +42,16 @@ def test_differences_are_tested_in_pairs_of_seeds() -> None:
     results = {
         "SiBraR, best, warm": [result(seed, recall) for seed, recall in enumerate((0.3, 0.5, 0.4))],
         "MF, warm": [result(seed, recall) for seed, recall in enumerate((0.2, 0.38, 0.3))],
-        "Pop, warm": [result(seed, recall) for seed, recall in enumerate((0.31, 0.5, 0.41))],
+        "Pop, warm": [result(seed, recall) | {"p_users": 1e-6 * seed} for seed, recall in enumerate((0.31, 0.5, 0.41))],
     }
-    difference, p = behind(results, "warm", "MF")
+    difference, p, users = behind(results, "warm", "MF")
     assert difference == "+0.1067"
     # Differences .1, .12, .1: t = 16 with two degrees of freedom, .0019 in one tail, and two models are compared.
     assert float(p) == pytest.approx(2 * 0.0019, abs=2e-4)
-    assert behind(results, "warm", "Pop")[1] == "1.0000"
-    assert behind(results, "warm", "SiBraR, best") == ("", "")
+    assert users == ""
+    # The largest of three seeds, for two models.
+    assert behind(results, "warm", "Pop")[1:] == ("1.0000", "1e-05")
+    assert behind(results, "warm", "SiBraR, best") == ("", "", "")
     assert table(results, "warm").row_count == 3
     assert of(results, "cold items", "MF") == {}
 

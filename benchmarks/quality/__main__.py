@@ -13,9 +13,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import ttest_rel
+
 from benchmarks.experiment import Experiment, Laboratory
 from benchmarks.quality.entries import ENTRIES, SPLITS
-from benchmarks.quality.table import show
+from benchmarks.quality.table import BEST, show
 from sibra_dist.data.storage import write_atomically
 
 RECORDED = Path(__file__).parent / "results.json"
@@ -42,10 +44,24 @@ def main() -> None:
         if setting in entry.runs
     }
     chosen = {name: made for name, made in wanted.items() if any(fnmatch(name, pattern) for pattern in arguments.only)}
-    results = Laboratory(arguments.data, arguments.work).run_all(chosen, arguments.jobs)
+    laboratory = Laboratory(arguments.data, arguments.work)
+    results = laboratory.run_all(chosen, arguments.jobs)
+    for name, made in results.items():
+        for result in made:
+            result |= _against_best(laboratory, name, result["seed"])
     if arguments.record:
         write_atomically(RECORDED, json.dumps({**recorded, **results}, indent=1).encode() + b"\n")
     show(results)
+
+
+def _against_best(laboratory: Laboratory, name: str, seed: int) -> dict[str, float]:
+    """`p_users`: that a row is not behind the best SiBraR in recall@10, by a paired, one-sided t-test over users."""
+    model, _, setting = name.rpartition(", ")
+    best = f"{BEST}, {setting}"
+    if model == BEST or not (laboratory.folder(best, seed) / "measured.json").exists():
+        return {}
+    pair = [laboratory.recall_by_user(which, seed) for which in (best, name)]
+    return {"p_users": float(ttest_rel(*pair, alternative="greater").pvalue)}
 
 
 def _started(run: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:

@@ -81,6 +81,32 @@ SIBRAR: dict[Setting, tuple[str, ...]] = {
 }
 CLCREC = ("clcrec", *WHOLE_USERS, *CONTENT, "training.schedule=cosine", "training.epochs=16", "training.evaluate_every=2")
 DROPOUTNET = ("dropoutnet", *WHOLE_USERS, "training.schedule=cosine", "training.epochs=16", "training.evaluate_every=2")
+UNIVERSAL_WARM = (
+    "universal",
+    *WHOLE_USERS,
+    *CONTENT[1:],
+    "model.users.modalities=[interactions]",
+    "model.items.draws=4",
+    "training.epochs=20",
+    "training.evaluate_every=4",
+)
+UNIVERSAL: dict[Setting, tuple[str, ...]] = {
+    "warm": UNIVERSAL_WARM,
+    # Of a user's modalities interactions alone are read where all users have them: that was the better on validation.
+    "cold items": (
+        "universal",
+        *WHOLE_USERS,
+        *CONTENT,
+        "model.users.modalities=[interactions]",
+        "model.items.draws=3",
+        "model.items.input_dropout=0.3",
+        "model.users.input_dropout=0.3",
+        "training.weight_decay=1",
+        "training.epochs=20",
+        "training.evaluate_every=4",
+    ),
+    "cold users": (*UNIVERSAL_WARM, "model.users.modalities=null"),
+}
 COBRAR = (
     *WHOLE_USERS,
     "training.learning_rate=3.0e-3",
@@ -140,5 +166,5 @@ ENTRIES: dict[str, Entry] = {
         SIBRAR,
         _published((0.1941, 0.1806, 0.0947, 0.4986), (0.2350, 0.1869, 0.1134), 0.0522),
     ),
-    "universal": Entry(_everywhere("universal")),
+    "universal": Entry(UNIVERSAL),
 }

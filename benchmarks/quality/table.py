@@ -28,7 +28,17 @@ def show(results: Results) -> None:
 
 def table(results: Results, setting: Setting) -> Table:
     """Every model in a setting: mean and deviation of each metric over its seeds, and what was published."""
-    headings = ["seeds", *METRICS, "published recall@10", "published map@10", "behind by", "p", "minutes", "MiB"]
+    headings = [
+        "seeds",
+        *METRICS,
+        "published recall@10",
+        "published map@10",
+        "behind by",
+        "p (seeds)",
+        "p (users)",
+        "minutes",
+        "MiB",
+    ]
     shown = Table(
         Column("model"),
         *(Column(heading, justify="right") for heading in headings),
@@ -65,19 +75,22 @@ def metric_of(result: Mapping[str, Any], metric: str) -> float:
     return value
 
 
-def behind(results: Results, setting: Setting, name: str) -> tuple[str, str]:
-    """By how much a model's recall@10 is behind that of the best SiBraR, and the p of a paired, one-sided t-test over seeds.
+def behind(results: Results, setting: Setting, name: str) -> tuple[str, str, str]:
+    """By how much a model's recall@10 is behind that of the best SiBraR, and the p of two tests that it is not behind at all.
 
-    p is that of the hypothesis that it is not behind, multiplied by the number of models compared (Bonferroni).
+    Both are paired, one-sided t-tests: one over seeds, and one over the users of each seed, of which the largest p counts,
+    multiplied by the number of seeds. Both are multiplied by the number of models compared (Bonferroni).
     """
     best, other = of(results, setting, BEST), of(results, setting, name)
     seeds = sorted(best.keys() & other.keys())
     if name == BEST or len(seeds) < 2:
-        return "", ""
+        return "", "", ""
     a, b = ([metric_of(side[seed], "recall@10") for seed in seeds] for side in (best, other))
     compared = sum(1 for entry in ENTRIES if entry != BEST and of(results, setting, entry))
-    p = min(1.0, float(ttest_rel(a, b, alternative="greater").pvalue) * compared)
-    return f"{statistics.mean(a) - statistics.mean(b):+.4f}", f"{p:.4f}"
+    over_seeds = float(ttest_rel(a, b, alternative="greater").pvalue) * compared
+    over_users = [other[seed]["p_users"] for seed in seeds if "p_users" in other[seed]]
+    shown = f"{min(1.0, max(over_users) * len(seeds) * compared):.0e}" if len(over_users) == len(seeds) else ""
+    return f"{statistics.mean(a) - statistics.mean(b):+.4f}", f"{min(1.0, over_seeds):.4f}", shown
 
 
 def spread(values: list[float]) -> str:

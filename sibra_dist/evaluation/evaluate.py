@@ -4,6 +4,7 @@ Users are ranked in tiles. Ranks take whole tiles in turn, so a tile's scores co
 is done; sums are integers (see `sibra_dist.evaluation.metrics`), so their order does not matter either.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,6 +19,9 @@ from sibra_dist.evaluation.ranking import hits, mask_, rank
 from sibra_dist.models.base import Recommender
 
 ENCODE_TILE = 4096
+
+EachTile = Callable[[Tensor, Tensor, Tensor], None]
+"""(users int64 [U], hits bool [U, K] best first, number of relevant candidates int64 [U])"""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ def evaluate(
     names: list[str] | None = None,
     seed: int = 0,
     ranks: tuple[int, int] = (0, 1),
+    each: EachTile | None = None,
 ) -> Evaluation:
     """Rank all candidates of a split for every user that holds something out in it.
 
@@ -50,6 +55,7 @@ def evaluate(
         names: metrics such as `ndcg@10`.
         seed: decides which entities lose a modality that is hidden from a share of them.
         ranks: this rank and their number; where there are several, all call this together.
+        each: called with every tile of this rank, in order.
 
     Raises:
         ConfigError: a metric or a hidden modality is not known.
@@ -74,8 +80,11 @@ def evaluate(
         masked = [(row, position[item]) for row, item in dataset.masked(split, users)]
         scored = partial(_tile, model, model.encode_users(users.to(device), hidden_users), embeddings, masked)
         recommended = rank(scored, len(candidates), k, config.item_tile).items
-        averages.update(hits(recommended, relevant.to(device), len(candidates)), relevant.lengths().to(device))
+        found_hits = hits(recommended, relevant.to(device), len(candidates))
+        averages.update(found_hits, relevant.lengths().to(device))
         tallies.update(recommended)
+        if each is not None:
+            each(users, found_hits, relevant.lengths())
 
     found = averages.compute()
     found.pop("num_users_without_relevant")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch import Tensor
 
 from sibra_dist.config import validate
 from sibra_dist.data.dataset import Dataset, HeldOut, open_dataset
@@ -68,6 +69,24 @@ def test_it_agrees_with_brute_force(
     assert found.counts["users"] == users
     assert found.counts["users_without_relevant"] == dataset.users.count - users
     assert found.counts["candidates"] == (8 if protocol == "cold_item" else 80)
+
+
+def test_tiles_are_seen_one_by_one_and_every_user_once(tmp_path: Path) -> None:
+    dataset = open_dataset(write_planted(tmp_path / "dataset", protocol="random"))
+    model = build_model(RandomConfig(), dataset, seed=0).eval()
+    tiles = EvaluationConfig(metrics=("recall",), cutoffs=(5,), user_tile=7)
+    users, recalls = [], []
+    for rank in (0, 1):
+
+        def note(tile: Tensor, hits: Tensor, relevant: Tensor) -> None:
+            assert len(tile) <= 7
+            users.extend(tile.tolist())
+            recalls.extend((hits[:, :5].sum(1) / relevant).tolist())
+
+        evaluate(model, dataset, "test", tiles, ranks=(rank, 2), each=note)
+    assert sorted(users) == dataset.held_out["test"][0].tolist()
+    whole = evaluate(model, dataset, "test", tiles).metrics["recall@5"]
+    assert sum(recalls) / len(recalls) == pytest.approx(whole)
 
 
 HIDE = {"items.tags": 0.5, "items.cover": 0.25, "items.interactions": 1.0, "users.club": 0.5}
