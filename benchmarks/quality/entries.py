@@ -77,10 +77,21 @@ SIBRAR: dict[Setting, tuple[str, ...]] = {
         "training.weight_decay=3",
     ),
     # Of a cold user there is nothing but side information.
-    "cold users": (*SIBRAR_WARM, "model.users.modalities=null"),
+    "cold users": (*SIBRAR_WARM, "model.users.modalities=null", "training.epochs=10", "training.evaluate_every=2"),
 }
-CLCREC = ("clcrec", *WHOLE_USERS, *CONTENT, "training.schedule=cosine", "training.epochs=16", "training.evaluate_every=2")
-DROPOUTNET = ("dropoutnet", *WHOLE_USERS, "training.schedule=cosine", "training.epochs=16", "training.evaluate_every=2")
+COSINE = ("training.schedule=cosine", "training.epochs=16", "training.evaluate_every=2")
+CLCREC_WARM = (
+    "clcrec",
+    *WHOLE_USERS,
+    *CONTENT[1:],
+    *COSINE,
+    "model.initial_deviation=0.1",
+    "model.items.replace_id=0.1",
+    "model.items.contrast.weight=0.1",
+    "training.learning_rate=1.0e-2",
+    "training.weight_decay=0.3",
+)
+DROPOUTNET = ("dropoutnet", *WHOLE_USERS, *COSINE)
 UNIVERSAL_WARM = (
     "universal",
     *WHOLE_USERS,
@@ -105,7 +116,7 @@ UNIVERSAL: dict[Setting, tuple[str, ...]] = {
         "training.epochs=20",
         "training.evaluate_every=4",
     ),
-    "cold users": (*UNIVERSAL_WARM, "model.users.modalities=null"),
+    "cold users": (*UNIVERSAL_WARM, "model.users.modalities=null", "training.epochs=10", "training.evaluate_every=2"),
 }
 COBRAR = (
     *WHOLE_USERS,
@@ -144,7 +155,15 @@ ENTRIES: dict[str, Entry] = {
     "NeuMF, single branch": Entry(_interactions_alone("neumf-single-branch", *NEUMF)),
     "DropoutNet": Entry(
         {
-            "warm": (*DROPOUTNET, *CONTENT[1:], "training.weight_decay=0.1"),
+            "warm": (
+                *DROPOUTNET,
+                *CONTENT[1:],
+                "model.users.modality_dropout.interactions=0.1",
+                "model.items.modality_dropout.interactions=0.2",
+                "training.learning_rate=2.0e-3",
+                "training.weight_decay=0.1",
+                "training.epochs=30",
+            ),
             "cold items": (*DROPOUTNET, *CONTENT, "training.weight_decay=3", "model.users.modality_dropout.interactions=0"),
             "cold users": (*DROPOUTNET, *CONTENT[1:], "training.weight_decay=0.1"),
         },
@@ -152,9 +171,16 @@ ENTRIES: dict[str, Entry] = {
     ),
     "CLCRec": Entry(
         {
-            "warm": CLCREC,
-            "cold items": (*CLCREC, "training.weight_decay=3", "model.items.contrast.temperature=0.3"),
-            "cold users": (*CLCREC, "model.users.content=null"),
+            "warm": CLCREC_WARM,
+            "cold items": (
+                "clcrec",
+                *WHOLE_USERS,
+                *CONTENT,
+                *COSINE,
+                "training.weight_decay=3",
+                "model.items.contrast.temperature=0.3",
+            ),
+            "cold users": (*CLCREC_WARM, "model.users.content=null"),
         },
         _published((0.2069, 0.1851, 0.0975, 0.4765), (0.1644, 0.1153, 0.0498), 0.0527),
     ),
