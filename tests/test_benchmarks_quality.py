@@ -9,7 +9,7 @@ import pytest
 from benchmarks.experiment import Experiment, Laboratory, in_parallel
 from benchmarks.quality.__main__ import RECORDED
 from benchmarks.quality.entries import ENTRIES, SPLITS
-from benchmarks.quality.table import METRICS, behind, of, spread, table
+from benchmarks.quality.table import METRICS, behind, markdown, of, spread, table
 from benchmarks.studies.answer import Answer
 from sibra_dist.config import load_config
 from sibra_dist.training.config import TrainConfig
@@ -38,6 +38,10 @@ def test_the_recorded_results_are_of_rows_and_seeds_that_there_are() -> None:
         assert all((made["recipe"], made["settings"]) == (recipe, settings) for made in results), name
 
 
+def test_the_recorded_tables_are_of_the_recorded_results() -> None:
+    assert RECORDED.with_suffix(".md").read_text(encoding="utf-8") == markdown(json.loads(RECORDED.read_text()))
+
+
 def test_differences_are_tested_in_pairs_of_seeds() -> None:
     results = {
         "SiBraR, best, warm": [result(seed, recall) for seed, recall in enumerate((0.3, 0.5, 0.4))],
@@ -52,7 +56,8 @@ def test_differences_are_tested_in_pairs_of_seeds() -> None:
     # The largest of three seeds, for two models.
     assert behind(results, "warm", "Pop")[1:] == ("1.0000", "1e-05")
     assert behind(results, "warm", "SiBraR, best") == ("", "", "")
-    assert table(results, "warm").row_count == 3
+    assert [row[0] for row in table(results, "warm")] == ["Pop", "MF", "SiBraR, best"]
+    assert "| MF | 3 | .2933 ±.090 |" in markdown(results)
     assert of(results, "cold items", "MF") == {}
 
 

@@ -4,7 +4,8 @@
     python -m benchmarks.quality --show
 
 DIR holds what the recipe `ml-1m` reads. Datasets and runs go to the work folder; what is there already is not made again,
-so an interrupted benchmark continues. `--record` adds the results to those in this folder, which `--show` prints.
+so an interrupted benchmark continues. `--record` adds the results to those in this folder, `results.json` and, as tables,
+`results.md`; `--show` prints them.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from scipy.stats import ttest_rel
 
 from benchmarks.experiment import Experiment, Laboratory
 from benchmarks.quality.entries import ENTRIES, SPLITS
-from benchmarks.quality.table import BEST, show
+from benchmarks.quality.table import BEST, markdown, show
 from sibra_dist.data.storage import write_atomically
 
 RECORDED = Path(__file__).parent / "results.json"
@@ -50,7 +51,9 @@ def main() -> None:
         for result in made:
             result |= _against_best(laboratory, name, result["seed"])
     if arguments.record:
-        write_atomically(RECORDED, json.dumps({**recorded, **results}, indent=1).encode() + b"\n")
+        recorded |= results
+        write_atomically(RECORDED, json.dumps(recorded, indent=1).encode() + b"\n")
+        write_atomically(RECORDED.with_suffix(".md"), markdown(recorded).encode())
     show(results)
 
 

@@ -11,6 +11,18 @@ from scipy.stats import ttest_rel
 from benchmarks.quality.entries import ENTRIES, SPLITS, Setting
 
 METRICS = ("recall@10", "precision@10", "map@10", "ndcg@10", "coverage@10")
+PUBLISHED = ("recall@10", "map@10")
+HEADINGS = (
+    "model",
+    "seeds",
+    *METRICS,
+    *(f"published {metric}" for metric in PUBLISHED),
+    "behind by",
+    "p (seeds)",
+    "p (users)",
+    "minutes",
+    "MiB",
+)
 BEST = "SiBraR, best"
 
 Results = Mapping[str, list[dict[str, Any]]]
@@ -19,49 +31,47 @@ Results = Mapping[str, list[dict[str, Any]]]
 
 def show(results: Results) -> None:
     """Print a table for each setting."""
-    console = Console(width=200, highlight=False)
+    console = Console(width=220, highlight=False)
     for setting in SPLITS:
-        if any(of(results, setting, name) for name in ENTRIES):
-            console.print(table(results, setting))
+        rows = table(results, setting)
+        if rows:
+            columns = (Column(heading, justify="left" if heading == "model" else "right") for heading in HEADINGS)
+            shown = Table(*columns, title=setting, title_justify="left", box=None, pad_edge=False)
+            for row in rows:
+                shown.add_row(*row)
+            console.print(shown)
             console.print()
 
 
-def table(results: Results, setting: Setting) -> Table:
-    """Every model in a setting: mean and deviation of each metric over its seeds, and what was published."""
-    headings = [
-        "seeds",
-        *METRICS,
-        "published recall@10",
-        "published map@10",
-        "behind by",
-        "p (seeds)",
-        "p (users)",
-        "minutes",
-        "MiB",
-    ]
-    shown = Table(
-        Column("model"),
-        *(Column(heading, justify="right") for heading in headings),
-        title=setting,
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
+def markdown(results: Results) -> str:
+    """The same tables in Markdown."""
+    parts = ["# MovieLens 1M: test split, mean and standard deviation over seeds\n"]
+    for setting in SPLITS:
+        lines = [f"| {' | '.join(cells)} |" for cells in (HEADINGS, ("---",) * len(HEADINGS), *table(results, setting))]
+        parts.append(f"## {setting.capitalize()}\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def table(results: Results, setting: Setting) -> list[tuple[str, ...]]:
+    """Every model in a setting: mean and deviation of each metric over its seeds, and what was published; see `HEADINGS`."""
+    rows = []
     for name, entry in ENTRIES.items():
         mine = of(results, setting, name)
         if not mine:
             continue
         published = entry.published.get(setting, {})
-        shown.add_row(
-            name,
-            str(len(mine)),
-            *(spread([metric_of(result, metric) for result in mine.values()]) for metric in METRICS),
-            *(f"{published[metric]:.4f}" if metric in published else "" for metric in ("recall@10", "map@10")),
-            *behind(results, setting, name),
-            f"{statistics.mean(result['train']['seconds'] for result in mine.values()) / 60:.1f}",
-            f"{max(result['train']['peak_rss_mebibytes'] for result in mine.values()):.0f}",
+        rows.append(
+            (
+                name,
+                str(len(mine)),
+                *(spread([metric_of(result, metric) for result in mine.values()]) for metric in METRICS),
+                *(f"{published[metric]:.4f}".removeprefix("0") if metric in published else "" for metric in PUBLISHED),
+                *behind(results, setting, name),
+                f"{statistics.mean(result['train']['seconds'] for result in mine.values()) / 60:.1f}",
+                f"{max(result['train']['peak_rss_mebibytes'] for result in mine.values()):.0f}",
+            )
         )
-    return shown
+    return rows
 
 
 def of(results: Results, setting: Setting, name: str) -> dict[int, dict[str, Any]]:

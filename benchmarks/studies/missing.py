@@ -12,7 +12,7 @@ METRIC = "recall@10"
 
 def study(laboratory: Laboratory, jobs: int) -> Answer:
     """Hide the modality from the same items, in training, at inference, or both."""
-    recipe, *settings = ENTRIES["SiBraR, best"].runs["cold items"]
+    recipe, *settings = ENTRIES["SiBraR, one modality"].runs["cold items"]
     experiments = {}
     for share in SHARES:
         # Without anything hidden in training, each share at inference alone; else nothing, or the same share.
@@ -34,5 +34,5 @@ def study(laboratory: Laboratory, jobs: int) -> Answer:
         "both": [values(results[f"missing {share}"], METRIC, f"hidden {share}") for share in SHARES],
     }
     rows = {f"{share:.0%}": [spread(points[place]) for points in curves.values()] for place, share in enumerate(SHARES)}
-    title = f"SiBraR for cold items, where a share of the items lacks {MODALITY}"
+    title = f"SiBraR (one modality drawn) for cold items, where a share of the items lacks {MODALITY}"
     return Answer(title, ["share", *curves], rows, f"test {METRIC}", SHARES, curves, "share of the items that lack it")
