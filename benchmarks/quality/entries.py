@@ -96,6 +96,17 @@ CLCREC_WARM = (
     "training.weight_decay=0.3",
 )
 DROPOUTNET = ("dropoutnet", *WHOLE_USERS, *COSINE)
+NO_YEAR = (
+    "sibrar-cold-item",
+    *WHOLE_USERS,
+    *CONTENT[:1],
+    "model.items.modalities=[interactions, genres, plot]",
+    "model.items.draws=2",
+    "model.items.input_dropout=0.5",
+    "training.epochs=20",
+    "training.evaluate_every=2",
+    "training.weight_decay=3",
+)
 UNIVERSAL_WARM = (
     "universal",
     *WHOLE_USERS,
@@ -197,5 +208,7 @@ ENTRIES: dict[str, Entry] = {
         SIBRAR,
         _published((0.1941, 0.1806, 0.0947, 0.4986), (0.2350, 0.1869, 0.1134), 0.0522),
     ),
+    # What the published models read, if they had no year of release: compare it with the published figures.
+    "SiBraR, no year": Entry({"cold items": NO_YEAR}),
     "universal": Entry(UNIVERSAL),
 }
