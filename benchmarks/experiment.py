@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,9 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.measure import sibra_dist
+from sibra_dist.config import load_config
+from sibra_dist.data.manifest import Manifest
 from sibra_dist.data.storage import write_atomically
+from sibra_dist.etl.config import PrepareConfig
+from sibra_dist.etl.publish import recorded
 from sibra_dist.evaluation.evaluate import evaluate
-from sibra_dist.evaluation.metrics import recall
+from sibra_dist.evaluation.metrics import average_precision, recall
+from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.evaluation import EvaluationRequest, read_evaluation
 from sibra_dist.training.run_folder import RunFolder, open_run
 
@@ -44,6 +49,15 @@ class Experiment:
     """of the test split; by name, what is hidden: shares by modality, such as `{"items.genres": 0.5}`"""
 
 
+class ByUser(NamedTuple):
+    """Values of users, in the order of the held-out split."""
+
+    recall: NDArray[np.float64]
+    """recall@10: [U]"""
+    average_precision: NDArray[np.float64]
+    """AP@10 over the number of relevant items, however many: [U]. `map@10` is over 10 of them at the most."""
+
+
 class Laboratory:
     """A folder of datasets and runs."""
 
@@ -60,11 +74,17 @@ class Laboratory:
         os.environ["OMP_NUM_THREADS"] = "1"
 
     def dataset(self, protocol: str, seed: int) -> Path:
-        """The folder of a dataset; it is made unless it is there."""
-        folder = self.work / "datasets" / f"{protocol}-{seed}"
+        """The folder of a dataset; it is made unless it is there.
+
+        Raises:
+            SystemExit: one that was made otherwise is there.
+        """
+        folder = self.dataset_folder(protocol, seed)
+        asked = [f"source={self.data}", f"split.protocol={protocol}", f"split.seed={seed}"]
         if not (folder / "manifest.json").exists():
-            split = [f"split.protocol={protocol}", f"split.seed={seed}"]
-            sibra_dist("prepare", "ml-1m", f"source={self.data}", *split, "--to", str(folder), log=folder.with_suffix(".log"))
+            sibra_dist("prepare", "ml-1m", *asked, "--to", str(folder), log=folder.with_suffix(".log"))
+        elif Manifest.read(folder).config != recorded(load_config(PrepareConfig, "ml-1m", asked)):
+            raise SystemExit(f"{folder} was made by another configuration than the recipe ml-1m; remove it to make it anew")
         return folder
 
     def run(self, name: str, experiment: Experiment) -> dict[str, Any]:
@@ -77,17 +97,19 @@ class Laboratory:
         folder = self.folder(name, experiment.seed)
         done = folder / "measured.json"
         asked = {"recipe": experiment.recipe, "settings": list(experiment.settings), "seed": experiment.seed}
+        dataset = f"dataset={self.dataset_folder(experiment.protocol, experiment.seed)}"
+        start = [experiment.recipe, dataset, f"seed={experiment.seed}", MEASURED, *experiment.settings]
+        if (folder / "config.yaml").exists():
+            _require_same(RunFolder(folder).config(), load_config(TrainConfig, start[0], start[1:]), folder)
         if done.exists():
             kept: dict[str, Any] = json.loads(done.read_text())
-            if {key: kept[key] for key in asked} != asked:
+            if {key: kept[key] for key in asked} != asked or kept["evaluations"].keys() != experiment.evaluations.keys():
                 raise SystemExit(f"{folder} was made with other settings: {kept['settings']}; remove it to make it anew")
             return kept
         log = folder.with_suffix(".log")
         if (folder / "config.yaml").exists():
             trained = sibra_dist("train", "--resume", str(folder), log=log)
         else:
-            dataset = f"dataset={self.dataset(experiment.protocol, experiment.seed)}"
-            start = [experiment.recipe, dataset, f"seed={experiment.seed}", MEASURED, *experiment.settings]
             trained = sibra_dist("train", *start, "--to", str(folder), log=log)
         found = {}
         for evaluation, hide in experiment.evaluations.items():
@@ -108,27 +130,31 @@ class Laboratory:
         write_atomically(done, json.dumps(result, indent=1).encode() + b"\n")
         return result
 
+    def dataset_folder(self, protocol: str, seed: int) -> Path:
+        """Where a dataset is or will be."""
+        return self.work / "datasets" / f"{protocol}-{seed}"
+
     def folder(self, name: str, seed: int) -> Path:
         """The run folder of an experiment."""
         return self.work / "runs" / re.sub(r"\W+", "-", name) / str(seed)
 
-    def recall_by_user(self, name: str, seed: int) -> NDArray[np.float64]:
-        """Test recall@10 of each user who has something to be recalled, of an experiment that was run: [U]."""
-        kept = self.folder(name, seed) / "recall_by_user.npy"
+    def by_user(self, name: str, seed: int) -> ByUser:
+        """What the test split gives for each user who has something relevant in it, of an experiment that was run."""
+        kept = self.folder(name, seed) / "by_user.npy"
         if not kept.exists():
             run, config, dataset = open_run(self.folder(name, seed))
             found: list[Tensor] = []
 
             def note(users: Tensor, hits: Tensor, relevant: Tensor) -> None:
-                found.append(recall(hits, relevant, 10)[relevant > 0])
+                precision = average_precision(hits, relevant, 10) * relevant.clamp(max=10) / relevant
+                found.append(torch.stack([recall(hits, relevant, 10), precision])[:, relevant > 0])
 
             model, _ = run.load_best(dataset, torch.device("cpu"))
             evaluate(model, dataset, "test", config.evaluation, names=["recall@10"], seed=config.seed, each=note)
             file = io.BytesIO()
-            np.save(file, torch.cat(found).numpy())
+            np.save(file, torch.cat(found, dim=1).numpy())
             write_atomically(kept, file.getvalue())
-        values: NDArray[np.float64] = np.load(kept)
-        return values
+        return ByUser(*np.load(kept))
 
     def run_all(self, experiments: Mapping[str, Sequence[Experiment]], jobs: int) -> dict[str, list[dict[str, Any]]]:
         """`run` for every name and experiment, so many processes at once; in the order given."""
@@ -140,6 +166,21 @@ class Laboratory:
         for (name, _), result in zip(pairs, results, strict=True):
             made[name].append(result)
         return made
+
+
+def _require_same(made: TrainConfig, asked: TrainConfig, folder: Path) -> None:
+    """That a run is what is asked for; which metrics it reports changes nothing else of it.
+
+    Raises:
+        SystemExit: it is not.
+    """
+    metrics = {"metrics": asked.evaluation.metrics}
+    made = made.model_copy(update={"evaluation": made.evaluation.model_copy(update=metrics)})
+    if (
+        made.model_copy(update={"dataset": asked.dataset}) != asked
+        or Path(made.dataset).resolve() != Path(asked.dataset).resolve()
+    ):
+        raise SystemExit(f"{folder} was made with other settings, see its config.yaml; remove it to make it anew")
 
 
 def in_parallel(work: Callable[[One], Made], things: Sequence[One], jobs: int) -> list[Made]:

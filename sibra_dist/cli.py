@@ -6,6 +6,7 @@ by the verbs that need them, so that the others start at once.
 
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -237,7 +238,7 @@ def params(
     from sibra_dist.data.dataset import open_dataset
     from sibra_dist.training.config import TrainConfig
 
-    configs = [argument for argument in arguments if "=" not in argument or Path(argument).is_file()]
+    configs = [argument for argument in arguments if "=" not in argument or os.path.isfile(argument)]
     overrides = [argument for argument in arguments if argument not in configs]
     if not configs:
         raise ConfigError("give at least one CONFIG: a YAML file, or the name of a packaged recipe")

@@ -91,7 +91,8 @@ def test_commands_show_models_options_and_parameters(planted: Path, run: Callabl
 
 def test_a_file_may_have_any_name(planted: Path, tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
     (tmp_path / "width=4.yaml").write_text(f"model: {{type: mf, embedding_size: 4}}\ndataset: {planted}\n", encoding="utf-8")
-    assert run("params", str(tmp_path / "width=4.yaml"))[1].splitlines()[0].split() == ["part", "width=4"]
+    long = f"model.regularization={{{' ' * 300}}}"
+    assert run("params", str(tmp_path / "width=4.yaml"), long)[1].splitlines()[0].split() == ["part", "width=4"]
 
 
 @pytest.mark.parametrize(

@@ -45,26 +45,48 @@ def main() -> None:
         if setting in entry.runs
     }
     chosen = {name: made for name, made in wanted.items() if any(fnmatch(name, pattern) for pattern in arguments.only)}
+    if not chosen:
+        parser.error(f"no row is like {' or '.join(arguments.only)}; there are {'; '.join(wanted)}")
     laboratory = Laboratory(arguments.data, arguments.work)
-    results = laboratory.run_all(chosen, arguments.jobs)
-    for name, made in results.items():
-        for result in made:
-            result |= _against_best(laboratory, name, result["seed"])
+    results = recorded | laboratory.run_all(chosen, arguments.jobs)
+    compare(laboratory, results)
     if arguments.record:
-        recorded |= results
-        write_atomically(RECORDED, json.dumps(recorded, indent=1).encode() + b"\n")
-        write_atomically(RECORDED.with_suffix(".md"), markdown(recorded).encode())
-    show(results)
+        write_atomically(RECORDED, json.dumps(results, indent=1).encode() + b"\n")
+        write_atomically(RECORDED.with_suffix(".md"), markdown(results).encode())
+        show(results)
+    else:
+        show({name: results[name] for name in chosen})
 
 
-def _against_best(laboratory: Laboratory, name: str, seed: int) -> dict[str, float]:
-    """`p_users`: that a row is not behind the best SiBraR in recall@10, by a paired, one-sided t-test over users."""
-    model, _, setting = name.rpartition(", ")
-    best = f"{BEST}, {setting}"
-    if model == BEST or not (laboratory.folder(best, seed) / "measured.json").exists():
-        return {}
-    pair = [laboratory.recall_by_user(which, seed) for which in (best, name)]
-    return {"p_users": float(ttest_rel(*pair, alternative="greater").pvalue)}
+def compare(laboratory: Laboratory, results: dict[str, list[dict[str, Any]]]) -> None:
+    """Add to all results what takes values of single users, if the runs are in the work folder; else nothing is left of it.
+
+    `map_over_relevant@10`: the mean of AP@10 over all relevant items. `p_users`: that a run is not behind that of the best
+    SiBraR in recall@10, by a paired, one-sided t-test over users.
+    """
+    for name, made in results.items():
+        model, _, setting = name.rpartition(", ")
+        best = f"{BEST}, {setting}"
+        for result in made:
+            for key in ("map_over_relevant@10", "p_users"):
+                result.pop(key, None)
+            if not _is_there(laboratory, name, result):
+                continue
+            mine = laboratory.by_user(name, result["seed"])
+            result["map_over_relevant@10"] = float(mine.average_precision.mean())
+            others = [other for other in results.get(best, []) if other["seed"] == result["seed"]]
+            if model != BEST and others and _is_there(laboratory, best, others[0]):
+                pair = laboratory.by_user(best, result["seed"]).recall, mine.recall
+                result["p_users"] = float(ttest_rel(*pair, alternative="greater").pvalue)
+
+
+def _is_there(laboratory: Laboratory, name: str, result: dict[str, Any]) -> bool:
+    """Whether the run that gave a result is in the work folder."""
+    measured = laboratory.folder(name, result["seed"]) / "measured.json"
+    if not measured.exists():
+        return False
+    kept = json.loads(measured.read_text())
+    return all(kept[key] == result[key] for key in ("recipe", "settings", "evaluations", "commit"))
 
 
 def _started(run: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:

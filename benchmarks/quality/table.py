@@ -1,7 +1,7 @@
 """The results as tables: means over seeds with their deviations, published figures, and tests of the differences."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +16,7 @@ HEADINGS = (
     "model",
     "seeds",
     *METRICS,
+    "AP over relevant",
     *(f"published {metric}" for metric in PUBLISHED),
     "behind by",
     "p (seeds)",
@@ -24,6 +25,7 @@ HEADINGS = (
     "MiB",
 )
 BEST = "SiBraR, best"
+BASELINES = [name for name in ENTRIES if not name.startswith(("SiBraR", "universal"))]
 
 Results = Mapping[str, list[dict[str, Any]]]
 """By row and setting (`MF, warm`), a result of `benchmarks.experiment` for each seed."""
@@ -65,6 +67,7 @@ def table(results: Results, setting: Setting) -> list[tuple[str, ...]]:
                 name,
                 str(len(mine)),
                 *(spread([metric_of(result, metric) for result in mine.values()]) for metric in METRICS),
+                over_relevant(mine.values()),
                 *(f"{published[metric]:.4f}".removeprefix("0") if metric in published else "" for metric in PUBLISHED),
                 *behind(results, setting, name),
                 f"{statistics.mean(result['train']['seconds'] for result in mine.values()) / 60:.1f}",
@@ -85,22 +88,35 @@ def metric_of(result: Mapping[str, Any], metric: str) -> float:
     return value
 
 
+def over_relevant(results: Iterable[Mapping[str, Any]]) -> str:
+    """AP@10 over the number of relevant items, as far as it is known of all seeds."""
+    values = [result["map_over_relevant@10"] for result in results if "map_over_relevant@10" in result]
+    return spread(values) if values else ""
+
+
 def behind(results: Results, setting: Setting, name: str) -> tuple[str, str, str]:
     """By how much a model's recall@10 is behind that of the best SiBraR, and the p of two tests that it is not behind at all.
 
-    Both are paired, one-sided t-tests: one over seeds, and one over the users of each seed, of which the largest p counts,
-    multiplied by the number of seeds. Both are multiplied by the number of models compared (Bonferroni).
+    Both are paired, one-sided t-tests, and both p are multiplied by the number of baselines (Bonferroni). Over seeds: would
+    it be so on another split? Over the users of a seed, the largest p of all seeds: is it so on each of these splits?
     """
     best, other = of(results, setting, BEST), of(results, setting, name)
     seeds = sorted(best.keys() & other.keys())
     if name == BEST or len(seeds) < 2:
         return "", "", ""
     a, b = ([metric_of(side[seed], "recall@10") for seed in seeds] for side in (best, other))
-    compared = sum(1 for entry in ENTRIES if entry != BEST and of(results, setting, entry))
-    over_seeds = float(ttest_rel(a, b, alternative="greater").pvalue) * compared
+    over_seeds = float(ttest_rel(a, b, alternative="greater").pvalue)
     over_users = [other[seed]["p_users"] for seed in seeds if "p_users" in other[seed]]
-    shown = f"{min(1.0, max(over_users) * len(seeds) * compared):.0e}" if len(over_users) == len(seeds) else ""
-    return f"{statistics.mean(a) - statistics.mean(b):+.4f}", f"{min(1.0, over_seeds):.4f}", shown
+    shown = corrected(max(over_users)) if len(over_users) == len(seeds) else ""
+    return f"{statistics.mean(a) - statistics.mean(b):+.4f}", corrected(over_seeds), shown
+
+
+def corrected(p: float) -> str:
+    """A p times the number of baselines."""
+    value = min(1.0, p * len(BASELINES))
+    if value < 1e-99:
+        return "<1e-99"
+    return f"{value:.4f}".removeprefix("0") if value >= 1e-4 else f"{value:.0e}"
 
 
 def spread(values: list[float]) -> str:

@@ -22,15 +22,16 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def _by_dotted_name(hide: object) -> object:
-    """`items.genres: 0.5` also where it is written as `items: {genres: 0.5}`, as settings on the command line are."""
+    """`items.genres: 0.5` also where it is written as `items: {genres: 0.5}`, as settings on the command line are.
+
+    What comes later counts: settings come after what a file says.
+    """
     if not isinstance(hide, Mapping):
         return hide
-    flat: dict[object, object] = {}
-    for side, given in hide.items():
-        shares = {f"{side}.{name}": share for name, share in given.items()} if isinstance(given, Mapping) else {side: given}
-        if twice := flat.keys() & shares.keys():
-            raise ValueError(f"{', '.join(map(str, twice))} is given twice: give it once")
-        flat |= shares
+    flat: dict[str, object] = {}
+    for name, given in hide.items():
+        inner = _by_dotted_name(given)
+        flat |= {f"{name}.{rest}": share for rest, share in inner.items()} if isinstance(inner, Mapping) else {str(name): inner}
     return flat
 
 

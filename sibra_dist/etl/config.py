@@ -2,6 +2,7 @@
 
 import codecs
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self
@@ -140,9 +141,9 @@ class FeatureConfig(Config):
     column: Columns | None = None
     """The column or columns it is read from; by default the one of the feature's own name. numeric and vector may have
     several numbers, text several texts."""
-    pattern: str | None = None
-    """A regular expression: what it finds first in the text of a column counts as the value (its first group, if it has
-    one); where it finds nothing, the value is absent."""
+    pattern: Annotated[str, Field(min_length=1)] | None = None
+    """A regular expression that Python and Java both read: what it finds first in the text of a column counts as the value (its
+    first group, if it has one); where it finds nothing, the value is absent."""
     separator: Annotated[str, Field(min_length=1)] = "|"
     """tags, vector: what stands between two of them, where the column is text and no JSON list."""
     scale: Literal["standard", "minmax", "none"] = "standard"
@@ -158,9 +159,12 @@ class FeatureConfig(Config):
     @classmethod
     def _is_a_regular_expression(cls, pattern: str | None) -> str | None:
         try:
-            re.compile(pattern or "")
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+            with warnings.catch_warnings():
+                # What Python will read otherwise some day is Java's concern.
+                warnings.simplefilter("ignore", FutureWarning)
+                re.compile(pattern or "")
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"{pattern!r} is no regular expression that Python reads: {error}") from error
         return pattern
 
     @model_validator(mode="after")

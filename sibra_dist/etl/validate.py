@@ -121,7 +121,7 @@ def check_features(records: DataFrame, table: FeatureTableConfig, raw: Sequence[
     features = []
     for feature_name, feature in table.features.items():
         if feature.pattern is not None:
-            _require_pattern(records.sparkSession, feature.pattern)
+            _require_pattern(records.sparkSession, feature.pattern, f"{name}: feature {feature_name}")
         value, bad = _feature(feature_name, feature, kinds, table, name)
         reason = reason.when(bad, BAD_NUMBER)
         features.append(value.alias(feature_name))
@@ -333,12 +333,15 @@ def _cell(column: str, kinds: Mapping[str, DataType], pattern: str | None, told:
     return F.nullif(F.regexp_extract(value, pattern, min(re.compile(pattern).groups, 1)), F.lit(""))
 
 
-def _require_pattern(spark: SparkSession, pattern: str) -> None:
+def _require_pattern(spark: SparkSession, pattern: str, where: str) -> None:
     """Python has read the expression with the configuration; that Java, which is to search, reads it too is seen here."""
     try:
         spark.range(1).select(F.regexp_extract(F.lit(""), pattern, 0)).collect()
     except PySparkException as error:
-        raise ConfigError(f"pattern: {pattern!r} is no regular expression in Java's form, which Spark reads") from error
+        raise ConfigError(
+            f"{where}: its pattern {pattern!r} is no regular expression to Java, which searches with it; "
+            "write it so that Python and Java read it, without names of groups"
+        ) from error
 
 
 def _as_text(value: Column, column: str, kinds: Mapping[str, DataType], told: str) -> Column:

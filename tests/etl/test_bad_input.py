@@ -67,7 +67,7 @@ CASES: dict[str, tuple[dict[str, object], type[SibraError], tuple[str, ...]]] = 
             path="items.item", format="atomic", id="item_id", features={"genres": {"kind": "tags", "pattern": "(?P<x>a)"}}
         ),
         ConfigError,
-        ("(?P<x>a)", "regular expression", "Java"),
+        ("items.item: feature genres", "(?P<x>a)", "no regular expression to Java"),
     ),
     "vector as id": (
         features(id="vector", features={"look": {"kind": "vector", "column": "vector"}}),
@@ -176,6 +176,11 @@ def test_unusable_text_formats_are_refused(changes: dict[str, object], told: str
         ),
         ({"items": [{"path": "x", "id": "i", "features": {"a": {"kind": "text", "column": []}}}]}, "at least one column"),
         ({"items": [{"path": "x", "id": "i", "features": {"a": {"kind": "tags", "pattern": "(b"}}}]}, "no regular expression"),
+        (
+            {"items": [{"path": "x", "id": "i", "features": {"a": {"kind": "tags", "pattern": "b{99999999999}"}}}]},
+            "'b{99999999999}' is no regular expression",
+        ),
+        ({"items": [{"path": "x", "id": "i", "features": {"a": {"kind": "tags", "pattern": ""}}}]}, "at least 1 character"),
         ({"filters": {"users": {"within": {"age": [9, 1]}}}}, "begins above its end"),
         ({"filters": {"items": {"min_count": 5, "max_count": 2}}}, "max_count is below min_count"),
         ({"filters": {"duplicates": "sum"}}, "set interactions.weight"),

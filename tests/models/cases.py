@@ -77,7 +77,7 @@ CASES: dict[str, Case] = {
         ("bpr", "sampled_softmax"),
     ),
     "SiBraR, users": Case(single_branch(TWO, {"modalities": INTERACTIONS}), ("random", "cold_user")),
-    "SiBraR, both": Case(single_branch(TWO, TWO), BOTH_COLD),
+    "SiBraR, both": Case(single_branch(TWO, {**TWO, "encoders": {"cover": {"input_dropout": 0.2}}}), BOTH_COLD),
     "SiBraR, central": Case(
         single_branch({"modalities": INTERACTIONS}, {**TWO, "contrast": {**CONTRAST, "central": "interactions"}}),
         ("cold_item",),

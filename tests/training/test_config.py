@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from sibra_dist.config import to_plain, validate
+from sibra_dist.config import load_config, to_plain, validate
 from sibra_dist.errors import ConfigError
 from sibra_dist.training.config import TrainingConfig
 
@@ -28,7 +30,6 @@ CONTRADICTIONS = {
     ),
     "a pool without users": ({"item_pool": 100}, "item_pool and shown_share are for examples users"),
     "share beyond all": ({"hide": {"items.tags": 1.5}}, r"hide.items.tags: input should be less than or equal to 1"),
-    "a share twice": ({"hide": {"items.tags": 0.5, "items": {"tags": 0.2}}}, "hide: items.tags is given twice: give it once"),
     "unknown loss": ({"loss": "bpp"}, r"loss 'bpp' is not known; did you mean bpr\?"),
 }
 
@@ -56,7 +57,8 @@ def test_what_goes_together_is_kept_as_it_was_asked_for(values: dict[str, object
     assert values.items() <= config.model_dump(exclude_unset=True).items()
 
 
-def test_what_is_hidden_may_be_nested_as_on_the_command_line() -> None:
-    nested = {"hide": {"items": {"tags": 0.25, "plot.full": 1}, "users.age": 0.5}}
-    shares = {"items.tags": 0.25, "items.plot.full": 1, "users.age": 0.5}
-    assert validate(TrainingConfig, nested, where="test").hide == shares
+def test_what_is_hidden_may_be_nested_as_on_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("hide: {items.tags: 0.5, users.age: 0.5, items.plot: 0.1}", encoding="utf-8")
+    settings = ["hide.items.tags=0.25", "hide.items.plot.full=1"]
+    shares = {"items.tags": 0.25, "items.plot": 0.1, "items.plot.full": 1, "users.age": 0.5}
+    assert load_config(TrainingConfig, tmp_path / "config.yaml", settings).hide == shares
