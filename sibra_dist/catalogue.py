@@ -81,8 +81,7 @@ def parameter_counts(config: ModelConfig, dataset: Dataset) -> dict[str, int]:
         model = build_model(config, dataset, seed=0)
     counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
-        path = name.split(".")
-        path = [step.removeprefix(PREFIX) for step in path]
+        path = [step.removeprefix(PREFIX) for step in name.split(".")]
         part = ".".join(path[:3] if path[1:2] == ["encoders"] else path[:2] if path[0] in ("users", "items") else path[:1])
         counts[part] = counts.get(part, 0) + parameter.numel()
     assert sum(counts.values()) == parameter_count(model)

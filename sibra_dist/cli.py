@@ -238,6 +238,7 @@ def params(
     from sibra_dist.data.dataset import open_dataset
     from sibra_dist.training.config import TrainConfig
 
+    # Not Path.is_file, which raises where a setting is longer than a file's name may be.
     configs = [argument for argument in arguments if "=" not in argument or os.path.isfile(argument)]
     overrides = [argument for argument in arguments if argument not in configs]
     if not configs:

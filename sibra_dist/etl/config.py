@@ -1,8 +1,6 @@
 """What `sibra-dist prepare` is told: sources, features, filters, split."""
 
 import codecs
-import re
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self
@@ -10,9 +8,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from sibra_dist.config import Config
+from sibra_dist.etl.feature_config import Columns, FeatureConfig
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
-Columns = str | tuple[str, ...]
 Format = Literal["delimited", "atomic", "json", "parquet", "orc", "table", "query", "npz", "npy"]
 TEXT_FORMATS = ("delimited", "atomic", "json")
 """Formats of lines of text; of these every value is read as text."""
@@ -101,79 +99,6 @@ class InteractionsConfig(TableConfig):
     def of_split(self, paths: Columns) -> "InteractionsConfig":
         """The table of one split of a fixed split by files."""
         return self.model_copy(update={"path": paths})
-
-
-class TfidfConfig(Config):
-    """Words hashed into buckets, weighted by how rare they are among training entities, reduced by SVD."""
-
-    type: Literal["tfidf"] = "tfidf"
-    size: Annotated[int, Field(ge=1)] = 128
-    """Length of the vector."""
-    buckets: Annotated[int, Field(ge=2, le=1 << 20)] = 1 << 15
-    """Words of one bucket count as one word."""
-    sample: Annotated[int, Field(ge=1)] = 50_000
-    """The SVD is fitted to so many training texts at the most, drawn by hash."""
-
-
-class HashingConfig(Config):
-    """Words hashed into as many signed buckets as the vector is long; nothing is fitted."""
-
-    type: Literal["hashing"] = "hashing"
-    size: Annotated[int, Field(ge=1)] = 256
-
-
-class SentenceTransformerConfig(Config):
-    """A sentence-transformers model, which needs the extra `text`."""
-
-    type: Literal["sentence_transformer"] = "sentence_transformer"
-    model: str
-    """A folder, or a name that sentence-transformers knows. Spark's executors must be able to load it too."""
-    batch_size: Annotated[int, Field(ge=1)] = 32
-
-
-TextEncoder = Annotated[TfidfConfig | HashingConfig | SentenceTransformerConfig, Field(discriminator="type")]
-
-
-class FeatureConfig(Config):
-    """One feature of users or of items."""
-
-    kind: Literal["category", "tags", "numeric", "vector", "text"]
-    column: Columns | None = None
-    """The column or columns it is read from; by default the one of the feature's own name. numeric and vector may have
-    several numbers, text several texts."""
-    pattern: Annotated[str, Field(min_length=1)] | None = None
-    """A regular expression that Python and Java both read: what it finds first in the text of a column counts as the value (its
-    first group, if it has one); where it finds nothing, the value is absent."""
-    separator: Annotated[str, Field(min_length=1)] = "|"
-    """tags, vector: what stands between two of them, where the column is text and no JSON list."""
-    scale: Literal["standard", "minmax", "none"] = "standard"
-    """numeric: fitted on the training entities."""
-    min_count: Annotated[int, Field(ge=1)] = 1
-    """category, tags: values that fewer training entities have share the out-of-vocabulary code."""
-    max_size: Annotated[int, Field(ge=1)] = 100_000
-    """category, tags: so many values at the most get a code of their own, the commonest."""
-    encoder: TextEncoder = TfidfConfig()
-    """text: what makes a vector of it."""
-
-    @field_validator("pattern")
-    @classmethod
-    def _is_a_regular_expression(cls, pattern: str | None) -> str | None:
-        try:
-            with warnings.catch_warnings():
-                # What Python will read otherwise some day is Java's concern.
-                warnings.simplefilter("ignore", FutureWarning)
-                re.compile(pattern or "")
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"{pattern!r} is no regular expression that Python reads: {error}") from error
-        return pattern
-
-    @model_validator(mode="after")
-    def _has_several_columns_only_where_they_make_one(self) -> Self:
-        if self.column is not None and not self.column:
-            raise ValueError("name at least one column, or leave `column` out")
-        if self.kind in ("category", "tags") and isinstance(self.column, tuple):
-            raise ValueError(f"a {self.kind} feature is read from one column; only numeric, vector and text may have several")
-        return self
 
 
 class FeatureTableConfig(TableConfig):

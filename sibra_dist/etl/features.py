@@ -15,8 +15,8 @@ from pyspark.sql import functions as F
 from sibra_dist.config import to_plain
 from sibra_dist.data.manifest import FeatureSpec, Side
 from sibra_dist.errors import ConfigError, SourceError
-from sibra_dist.etl.config import FeatureConfig
 from sibra_dist.etl.extend import Former
+from sibra_dist.etl.feature_config import FeatureConfig
 from sibra_dist.etl.text import encode_text
 from sibra_dist.etl.validate import LISTED
 from sibra_dist.etl.work import Work

@@ -10,7 +10,7 @@ from sibra_dist.data.manifest import Side
 from sibra_dist.errors import ConfigError, SourceError
 from sibra_dist.etl.config import EntityFilter, FilterConfig
 from sibra_dist.etl.indexing import SIDES, with_keys
-from sibra_dist.etl.validate import number_in
+from sibra_dist.etl.values import number_in
 from sibra_dist.etl.work import Work
 
 

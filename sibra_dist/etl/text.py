@@ -23,7 +23,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from sibra_dist.errors import ConfigError, SourceError
-from sibra_dist.etl.config import HashingConfig, SentenceTransformerConfig, TextEncoder, TfidfConfig
+from sibra_dist.etl.feature_config import HashingConfig, SentenceTransformerConfig, TextEncoder, TfidfConfig
 from sibra_dist.etl.words import Floats, count_buckets, count_words, damped, main_directions, project, smooth_idf, weigh
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from pyspark.sql import functions as F
 
 from sibra_dist.data.manifest import FeatureSpec
 from sibra_dist.errors import ConfigError, SourceError
-from sibra_dist.etl.config import EntityFilter, FeatureConfig, FilterConfig, HistoryConfig, SplitConfig
+from sibra_dist.etl.config import EntityFilter, FilterConfig, HistoryConfig, SplitConfig
+from sibra_dist.etl.feature_config import FeatureConfig
 from sibra_dist.etl.features import fit, fit_scales
 from sibra_dist.etl.filters import DUPLICATES, filter_entities, filter_interactions, k_core
 from sibra_dist.etl.indexing import Indexed, index_entities, number_ids, with_keys, with_positions

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pyspark.sql import DataFrame, SparkSession
 
 from sibra_dist.errors import ConfigError, SourceError
-from sibra_dist.etl.config import HashingConfig, SentenceTransformerConfig, TextEncoder, TfidfConfig
+from sibra_dist.etl.feature_config import HashingConfig, SentenceTransformerConfig, TextEncoder, TfidfConfig
 from sibra_dist.etl.text import ENCODERS, QUIET, encode_text, load_model
 
 pytestmark = pytest.mark.spark
