@@ -74,7 +74,7 @@ class TrainBatch:
 
 
 class Batches:
-    """The batches of one rank."""
+    """The batches of one rank, made where the dataset's tensors are."""
 
     def __init__(
         self,
@@ -89,7 +89,6 @@ class Batches:
         labels: Labels = "binary",
         rank: int = 0,
         world: int = 1,
-        device: torch.device | None = None,
     ) -> None:
         """Prepare to make batches.
 
@@ -104,20 +103,18 @@ class Batches:
             labels: what positives are labelled with.
             rank: this rank.
             world: number of ranks.
-            device: where batches are made.
 
         Raises:
             ConfigError: the dataset cannot serve the labels.
         """
-        self._device = device or torch.device("cpu")
-        self._histories = dataset.users.histories.to(self._device)
-        self._negatives = NegativeDraws(dataset, sampler, self._device)
-        self._users = users._replace(present=users.present.to(self._device))
-        self._items = items._replace(present=items.present.to(self._device))
+        self._device = dataset.device
+        self._histories = dataset.users.histories
+        self._negatives = NegativeDraws(dataset, sampler)
+        self._users, self._items = users, items
         self._label_of = None
         if labels == "weights":
             weights, largest = label_weights(dataset)
-            self._label_of = weights.to(self._device) / largest
+            self._label_of = weights / largest
         self._seed = seed
         self._batch_size = batch_size
         self._num_negatives = sampler.pool or negatives

@@ -5,7 +5,7 @@ other process, and every later run, maps those arrays. So ranks of one node shar
 larger than a rank's memory can be opened, and one in an object store is downloaded once a node.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,7 @@ from torch import Tensor
 from sibra_dist.data.cache import Arrays, ArrayWriter, ReadColumns, cached_arrays
 from sibra_dist.data.manifest import SIDES, FeatureSpec, Manifest, Side, read_shard
 from sibra_dist.data.storage import Place
+from sibra_dist.data.transfer import to_device
 from sibra_dist.errors import DatasetError
 
 SPLITS = ("train", "validation", "test")
@@ -59,10 +60,6 @@ class Csr:
         positions = torch.arange(shift.numel(), device=shift.device) + shift
         return self.indices[positions], starts
 
-    def to(self, device: torch.device) -> "Csr":
-        """The same matrix on another device."""
-        return Csr(self.indptr.to(device), self.indices.to(device))
-
 
 @dataclass(frozen=True)
 class Feature:
@@ -90,6 +87,11 @@ class Entities:
     times: Tensor | None = None
     """int64 [nnz]: when, in milliseconds since 1970, for each entry of the users' `histories`, if the dataset has times"""
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.split.device
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -102,6 +104,22 @@ class Dataset:
     held_out: dict[HeldOut, tuple[Tensor, Csr]]
     """Users that hold something out, int32 [n] ascending, and their items, a row each of those users."""
 
+    def to(self, device: torch.device) -> "Dataset":
+        """The dataset with its tensors on a device, where models, batches and evaluation share them.
+
+        Times stay behind: nothing reads them once the dataset is split.
+        """
+        if device == self.users.device:
+            return self
+        users, items = replace(self.users, times=None), replace(self.items, times=None)
+        users, items, held_out = to_device((users, items, self.held_out), device)
+        return replace(self, users=users, items=items, held_out=held_out)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.users.device
+
     @cached_property
     def training_items(self) -> Tensor:
         """Items that training may show, int64 ascending: all but the cold ones."""
@@ -111,7 +129,7 @@ class Dataset:
         """Items that are ranked in a split, int64 ascending: all, or where items are split the split's own."""
         if self.manifest.protocol.cold_items:
             return torch.nonzero(self.items.split == SPLITS.index(split)).flatten()
-        return torch.arange(self.items.count)
+        return torch.arange(self.items.count, device=self.device)
 
     def masked(self, split: HeldOut, users: Tensor) -> list[tuple[Tensor, Tensor]]:
         """What is not recommended again: training items, and when testing validation items too.

@@ -63,19 +63,19 @@ class Negatives(NamedTuple):
 class NegativeDraws:
     """Draws the negatives of a dataset's users as a `SamplerConfig` says."""
 
-    def __init__(self, dataset: Dataset, config: SamplerConfig, device: torch.device) -> None:
-        """Prepare to draw on a device."""
+    def __init__(self, dataset: Dataset, config: SamplerConfig) -> None:
+        """Prepare to draw where the dataset's tensors are."""
         self._config = config
-        self._histories = dataset.users.histories.to(device)
+        self._histories = dataset.users.histories
         self._num_candidates = len(dataset.training_items)
-        # Made on the CPU, so that ranks on different devices agree on every mass.
-        uniform = torch.zeros(dataset.items.count, dtype=torch.int64)
+        uniform = torch.zeros(dataset.items.count, dtype=torch.int64, device=dataset.device)
         uniform[dataset.training_items] = 1
-        self._uniform = NegativeSampler(self._histories, uniform.to(device), unit=True)
+        self._uniform = NegativeSampler(self._histories, uniform, unit=True)
         self._sampler = self._uniform
         if config.type == "popularity":
-            masses = popularity_masses(dataset.items.histories.lengths(), config.exponent) * uniform
-            self._sampler = NegativeSampler(self._histories, masses.to(device))
+            # On the CPU, so that ranks on different devices agree on every mass.
+            masses = popularity_masses(dataset.items.histories.lengths().cpu(), config.exponent).to(dataset.device)
+            self._sampler = NegativeSampler(self._histories, masses * uniform)
 
     @property
     def saturated_users(self) -> int:

@@ -83,7 +83,7 @@ AnyBatch = TrainBatch | UserBatch
 
 
 class UserBatches:
-    """The batches of one rank."""
+    """The batches of one rank, made where the dataset's tensors are."""
 
     def __init__(
         self,
@@ -97,7 +97,6 @@ class UserBatches:
         pool: int | None = None,
         rank: int = 0,
         world: int = 1,
-        device: torch.device | None = None,
     ) -> None:
         """Prepare to make batches.
 
@@ -111,15 +110,13 @@ class UserBatches:
             pool: training items in a step, drawn anew in each without repetition; None: all of them.
             rank: this rank.
             world: number of ranks.
-            device: where batches are made.
         """
-        self._device = device or torch.device("cpu")
-        self._histories = dataset.users.histories.to(self._device)
-        self._item_histories = dataset.items.histories.to(self._device)
-        self._users = users._replace(present=users.present.to(self._device))
-        self._items = items._replace(present=items.present.to(self._device))
+        self._device = dataset.device
+        self._histories = dataset.users.histories
+        self._item_histories = dataset.items.histories
+        self._users, self._items = users, items
         self._learners = torch.nonzero(self._histories.lengths() > 0).flatten()
-        self._training_items = dataset.training_items.to(self._device)
+        self._training_items = dataset.training_items
         self._num_items = dataset.items.count
         self._pool = min(pool or len(self._training_items), len(self._training_items))
         self._seed = seed

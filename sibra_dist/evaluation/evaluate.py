@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sibra_dist.data.dataset import Csr, Dataset, HeldOut
 from sibra_dist.data.presence import parse_hide
+from sibra_dist.data.transfer import to_device
 from sibra_dist.evaluation.config import EvaluationConfig
 from sibra_dist.evaluation.metrics import CatalogTallies, UserAverages, parse_metric, split_metrics
 from sibra_dist.evaluation.ranking import hits, mask_, rank
@@ -62,25 +63,25 @@ def evaluate(
     """
     names = config.names if names is None else names
     hidden_users, hidden_items = parse_hide(config.hide, model.modalities(), seed, "evaluation.hide")
-    device = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+    data, device = dataset.device, model.device
     candidates = dataset.candidates(split)
-    position = torch.full((dataset.items.count,), -1)
-    position[candidates] = torch.arange(len(candidates))
+    position = torch.full((dataset.items.count,), -1, device=data)
+    position[candidates] = torch.arange(len(candidates), device=data)
 
     user_names, catalog_names = split_metrics(names)
     averages = UserAverages(user_names).to(device)
     tallies = CatalogTallies(catalog_names, dataset.items.histories.lengths()[candidates]).to(device)
     k = max(cutoff for _, cutoff in map(parse_metric, names))
-    embeddings = torch.cat([model.encode_items(part, hidden_items) for part in candidates.to(device).split(ENCODE_TILE)])
+    embeddings = torch.cat([model.encode_items(part, hidden_items) for part in candidates.split(ENCODE_TILE)])
 
     holders, held_out = dataset.held_out[split]
-    for rows in torch.arange(len(holders)).split(config.user_tile)[ranks[0] :: ranks[1]]:
+    for rows in torch.arange(len(holders), device=data).split(config.user_tile)[ranks[0] :: ranks[1]]:
         users = holders[rows].long()
         relevant = _candidates_of(held_out, rows, position)
         masked = [(row, position[item]) for row, item in dataset.masked(split, users)]
-        scored = partial(_tile, model, model.encode_users(users.to(device), hidden_users), embeddings, masked)
+        scored = partial(_tile, model, model.encode_users(users, hidden_users), embeddings, masked)
         recommended = rank(scored, len(candidates), k, config.item_tile).items
-        found_hits = hits(recommended, relevant.to(device), len(candidates))
+        found_hits = hits(recommended, to_device(relevant, device), len(candidates))
         averages.update(found_hits, relevant.lengths().to(device))
         tallies.update(recommended)
         if each is not None:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sibra_dist.config import Config
 from sibra_dist.data.batches import ModalitySampling
 from sibra_dist.data.presence import NOTHING_HIDDEN, Hidden
+from sibra_dist.data.transfer import to_device
 from sibra_dist.data.user_batches import AnyBatch
 from sibra_dist.models.linear import unit_length
 
@@ -36,8 +37,8 @@ class StepOutput:
 class Recommender(nn.Module, ABC):
     """Base class of the models.
 
-    The training interactions and features are buffers that are not saved: they belong to the dataset, and the
-    parameters alone to a checkpoint.
+    The training interactions and features that a model reads are the dataset's tensors, neither parameters nor buffers. They
+    may lie on another device than the parameters: what is read of them is taken to the parameters' device, and no more.
     """
 
     trainable: ClassVar[bool] = True
@@ -63,9 +64,25 @@ class Recommender(nn.Module, ABC):
         """Scores of the users [B, d] of a batch with their own candidates [B, n, d], or with one pool of items [P, d]."""
         return self.score(users, items) if items.dim() == 2 else self.candidate_scores(users, items)
 
-    def forward(self, batch: AnyBatch) -> StepOutput:
-        """Scores of a training batch. Only for models that are trainable."""
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next((tensor.device for tensor in [*self.parameters(), *self.buffers()]), torch.device("cpu"))
+
+    def read(self, batch: AnyBatch) -> Any:
+        """What a training batch needs of the data: tensors, on the data's device, that depend on no parameter."""
+        return None
+
+    def step(self, batch: AnyBatch, read: Any) -> StepOutput:
+        """Scores of a training batch, from what was read for it; both on the device of the parameters.
+
+        Nothing in here waits for the device. Only for models that are trainable.
+        """
         raise TypeError(f"{type(self).__name__} has nothing to train")
+
+    def forward(self, batch: AnyBatch) -> StepOutput:
+        """Scores of a training batch: `read` and `step`."""
+        return self.step(*to_device((batch, self.read(batch)), self.device))
 
     def sampling(self) -> tuple[ModalitySampling, ModalitySampling]:
         """How modalities of users, and of items, are drawn in training. Only for models that are trainable."""

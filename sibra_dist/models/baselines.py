@@ -34,7 +34,7 @@ class Pop(Recommender):
 
     def encode_items(self, items: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
         """Popularities [n, 1]."""
-        return self.popularity[items, None]
+        return self.popularity[items.to(self.popularity.device), None]
 
 
 class RandomConfig(ModelConfig):

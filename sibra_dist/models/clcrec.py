@@ -24,12 +24,21 @@ from sibra_dist.config import Config
 from sibra_dist.data.batches import ModalitySampling, in_share, stream, uniform
 from sibra_dist.data.dataset import Dataset, Entities
 from sibra_dist.data.presence import NOTHING_HIDDEN, Hidden
+from sibra_dist.data.transfer import to_device
 from sibra_dist.data.user_batches import AnyBatch, UserBatch
 from sibra_dist.errors import ConfigError, nearest
 from sibra_dist.losses import batch_info_nce, candidates_info_nce
 from sibra_dist.models.base import ModelConfig, Recommender, StepOutput
-from sibra_dist.models.concatenation import Concatenation, NetworkConfig, distinct_inputs, seen_modalities
-from sibra_dist.models.encoders import ID, EncoderConfig, presence
+from sibra_dist.models.concatenation import (
+    Concatenation,
+    ConcatenationRead,
+    DistinctInputs,
+    NetworkConfig,
+    distinct_inputs,
+    seen_modalities,
+)
+from sibra_dist.models.encoder import EncoderConfig
+from sibra_dist.models.encoders import ID, presence
 from sibra_dist.models.factorization import id_embedding
 from sibra_dist.models.linear import unit_length
 from sibra_dist.models.side import ModalitiesConfig, SideEncoders, SideName, require_modalities
@@ -119,10 +128,15 @@ class Both(NamedTuple):
         return F.embedding(self.inverse, ids), F.embedding(self.inverse, contents)
 
 
+class ContentRead(NamedTuple):
+    """What is needed of some entities."""
+
+    distinct: DistinctInputs
+    content: ConcatenationRead | None
+
+
 class ContentSide(nn.Module):
     """Id embeddings of one side, and content embeddings if it has content."""
-
-    present: Tensor
 
     def __init__(
         self, config: ContentConfig, parent: CLCRecConfig, entities: Entities, other: Entities, side: SideName
@@ -151,20 +165,26 @@ class ContentSide(nn.Module):
             encoders = SideEncoders(read, config.input_size, entities, other, side, learned_unknown=False)
             self.content = Concatenation(encoders, config, parent.embedding_size)
             present = torch.cat([present, encoders.present], dim=1)
-        self.register_buffer("present", present, persistent=False)
+        self.present = present
 
     def seen(self, entities: Tensor, hidden: Hidden) -> Tensor:
         """Which modalities of entities int64 [n] are there once some are hidden: bool [n, M]."""
         return self.present[entities] & hidden.visible(self.modalities, entities)
 
-    def forward(self, entities: Tensor, seen: Tensor, key: int | None = None) -> Both:
-        """Embed entities int64 [*] of which the modalities `seen`, bool [*, M], are there."""
+    def read(self, entities: Tensor, seen: Tensor, key: int | None = None) -> "ContentRead":
+        """What is needed of entities int64 [*] of which the modalities `seen`, bool [*, M], are there."""
         distinct = distinct_inputs(entities, seen)
+        content = None if self.content is None else self.content.read(distinct.entities, distinct.seen[:, 1:], key)
+        return ContentRead(distinct, content)
+
+    def forward(self, read: "ContentRead") -> Both:
+        """Embed what was read."""
+        distinct, content = read
         has_id, has_content = distinct.seen[:, 0], distinct.seen[:, 1:].any(1)
         ids = F.embedding(distinct.entities, self.embedding) * has_id[:, None]
         contents = torch.zeros_like(ids)
         if self.content is not None:
-            contents = self.content(distinct.entities, distinct.seen[:, 1:], key) * has_content[:, None]
+            contents = self.content(content) * has_content[:, None]
         return Both(ids, contents, has_id, has_content, distinct.inverse)
 
 
@@ -188,10 +208,17 @@ class CLCRec(Recommender):
             )
         self._num_items = dataset.items.count
 
-    def forward(self, batch: AnyBatch) -> StepOutput:
+    def read(self, batch: AnyBatch) -> tuple[ContentRead, ContentRead]:
+        """See `Recommender`."""
+        return (
+            _read(self.users, batch.users, batch.user_modalities, stream(batch.noise_key, 0)),
+            _read(self.items, batch.items, batch.item_modalities, stream(batch.noise_key, 1)),
+        )
+
+    def step(self, batch: AnyBatch, read: tuple[ContentRead, ContentRead]) -> StepOutput:
         """Scores, and the contrastive losses "users.info_nce" and "items.info_nce" of sides with content."""
-        users = self._embed(self.users, batch.users, batch.user_modalities, stream(batch.noise_key, 0))
-        items = self._embed(self.items, batch.items, batch.item_modalities, stream(batch.noise_key, 1))
+        users: Both = self.users(read[0])
+        items: Both = self.items(read[1])
         examples, candidates = batch.users, batch.items
         if not isinstance(batch, UserBatch):
             # A positive is in an epoch once, so a user and a positive name an example, on whatever rank it is.
@@ -211,12 +238,12 @@ class CLCRec(Recommender):
 
     def encode_users(self, users: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
         """See `Recommender`."""
-        both: Both = self.users(users, self.users.seen(users, hidden))
+        both: Both = self.users(to_device(self.users.read(users, self.users.seen(users, hidden)), self.device))
         return both.embedding()
 
     def encode_items(self, items: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
         """See `Recommender`."""
-        both: Both = self.items(items, self.items.seen(items, hidden))
+        both: Both = self.items(to_device(self.items.read(items, self.items.seen(items, hidden)), self.device))
         return both.embedding()
 
     def sampling(self) -> tuple[ModalitySampling, ModalitySampling]:
@@ -232,7 +259,6 @@ class CLCRec(Recommender):
         side = self.items if items else self.users
         return int((~side.seen(torch.arange(len(side.present), device=side.present.device), hidden).any(1)).sum())
 
-    @staticmethod
-    def _embed(side: ContentSide, entities: Tensor, drawn: Tensor, key: int) -> Both:
-        both: Both = side(entities, seen_modalities(drawn, len(side.modalities)), key)
-        return both
+
+def _read(side: ContentSide, entities: Tensor, drawn: Tensor, key: int) -> ContentRead:
+    return side.read(entities, seen_modalities(drawn, len(side.modalities)), key)

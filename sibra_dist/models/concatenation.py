@@ -11,7 +11,7 @@ from sibra_dist.data.batches import EMPTY
 from sibra_dist.data.user_batches import Shown
 from sibra_dist.errors import ConfigError
 from sibra_dist.models.branch import Branch, BranchConfig
-from sibra_dist.models.side import SideEncoders, Width, views
+from sibra_dist.models.side import SideEncoders, SideRead, Width, views
 
 
 class NetworkConfig(BranchConfig):
@@ -50,8 +50,8 @@ class Concatenation(nn.Module):
         whole = config.model_copy(update={"input_size": self._num_modalities * config.input_size})
         self.network = Branch(whole, embedding_size)
 
-    def forward(self, entities: Tensor, seen: Tensor, key: int | None = None, shown: Shown | None = None) -> Tensor:
-        """Embeddings [*, d] of entities int64 [*] of which the modalities `seen`, bool [*, M], are there.
+    def read(self, entities: Tensor, seen: Tensor, key: int | None = None, shown: Shown | None = None) -> "ConcatenationRead":
+        """What is needed of entities int64 [*] of which the modalities `seen`, bool [*, M], are there.
 
         Each distinct modality of an entity is encoded once, and each distinct entity with what is seen of it passes
         through the network once. `key` is that of the step's draws, None in evaluation, and `shown`
@@ -61,8 +61,13 @@ class Concatenation(nn.Module):
         drawn = torch.where(distinct.seen, torch.arange(self._num_modalities, device=seen.device), EMPTY)
         # Whoever has nothing is encoded as "unknown", which is zeros.
         drawn[:, 0] = torch.where(distinct.seen.any(1), drawn[:, 0], self._num_modalities)
-        rows = self.encoders.rows(distinct.entities, drawn)
-        encodings = views(self.encoders(rows, key, shown), rows.places) * (rows.places != EMPTY)[..., None]
+        return ConcatenationRead(distinct, self.encoders.read(self.encoders.rows(distinct.entities, drawn), key, shown), key)
+
+    def forward(self, read: "ConcatenationRead") -> Tensor:
+        """Embeddings [*, d] of what was read."""
+        distinct, side, key = read
+        places = side.rows.places
+        encodings = views(self.encoders(side), places) * (places != EMPTY)[..., None]
         return F.embedding(distinct.inverse, self.network(encodings.flatten(1), distinct.names, key))
 
 
@@ -77,6 +82,15 @@ class DistinctInputs(NamedTuple):
     """bool [n, M]"""
     inverse: Tensor
     """int64 [*]: where each is that was asked for"""
+
+
+class ConcatenationRead(NamedTuple):
+    """What is needed of some entities."""
+
+    distinct: DistinctInputs
+    side: SideRead
+    key: int | None
+    """Of the step's draws; None in evaluation"""
 
 
 def distinct_inputs(entities: Tensor, seen: Tensor) -> DistinctInputs:

@@ -17,10 +17,12 @@ from torch import Tensor
 from sibra_dist.data.batches import ModalitySampling, stream
 from sibra_dist.data.dataset import Dataset, Entities
 from sibra_dist.data.presence import NOTHING_HIDDEN, Hidden
+from sibra_dist.data.transfer import to_device
 from sibra_dist.data.user_batches import AnyBatch, Shown
 from sibra_dist.models.base import ModelConfig, Recommender, StepOutput
-from sibra_dist.models.concatenation import Concatenation, NetworkConfig, seen_modalities
-from sibra_dist.models.encoders import INTERACTIONS, EncoderConfig
+from sibra_dist.models.concatenation import Concatenation, ConcatenationRead, NetworkConfig, seen_modalities
+from sibra_dist.models.encoder import EncoderConfig
+from sibra_dist.models.encoders import INTERACTIONS
 from sibra_dist.models.side import ModalitiesConfig, Probability, SideEncoders, SideName, require_modalities
 
 DROPOUT = 0.5
@@ -55,20 +57,25 @@ class DropoutNet(Recommender):
         self.users = _side(config.users, config.embedding_size, dataset.users, dataset.items, "users")
         self.items = _side(config.items, config.embedding_size, dataset.items, dataset.users, "items")
 
-    def forward(self, batch: AnyBatch) -> StepOutput:
+    def read(self, batch: AnyBatch) -> tuple[ConcatenationRead, ConcatenationRead]:
+        """See `Recommender`."""
+        return (
+            _read(self.users, batch.users, batch.user_modalities, stream(batch.noise_key, 0), batch.shown),
+            _read(self.items, batch.items, batch.item_modalities, stream(batch.noise_key, 1), batch.shown),
+        )
+
+    def step(self, batch: AnyBatch, read: tuple[ConcatenationRead, ConcatenationRead]) -> StepOutput:
         """Scores."""
-        users = _embed(self.users, batch.users, batch.user_modalities, stream(batch.noise_key, 0), batch.shown)
-        items = _embed(self.items, batch.items, batch.item_modalities, stream(batch.noise_key, 1), batch.shown)
-        return StepOutput(self.batch_scores(users, items))
+        return StepOutput(self.batch_scores(self.users(read[0]), self.items(read[1])))
 
     def encode_users(self, users: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
         """See `Recommender`."""
-        embedded: Tensor = self.users(users, self.users.encoders.seen(users, hidden))
+        embedded: Tensor = self.users(to_device(self.users.read(users, self.users.encoders.seen(users, hidden)), self.device))
         return embedded
 
     def encode_items(self, items: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
         """See `Recommender`."""
-        embedded: Tensor = self.items(items, self.items.encoders.seen(items, hidden))
+        embedded: Tensor = self.items(to_device(self.items.read(items, self.items.encoders.seen(items, hidden)), self.device))
         return embedded
 
     def sampling(self) -> tuple[ModalitySampling, ModalitySampling]:
@@ -97,9 +104,8 @@ def _side(
     return Concatenation(read, config, embedding_size)
 
 
-def _embed(side: Concatenation, entities: Tensor, drawn: Tensor, key: int, shown: Shown | None) -> Tensor:
-    embedded: Tensor = side(entities, seen_modalities(drawn, len(side.encoders.modalities)), key, shown)
-    return embedded
+def _read(side: Concatenation, entities: Tensor, drawn: Tensor, key: int, shown: Shown | None) -> ConcatenationRead:
+    return side.read(entities, seen_modalities(drawn, len(side.encoders.modalities)), key, shown)
 
 
 def _sampling(encoders: SideEncoders, config: DropoutNetSideConfig) -> ModalitySampling:

@@ -18,6 +18,7 @@ from sibra_dist.config import Config
 from sibra_dist.data.batches import ModalitySampling
 from sibra_dist.data.dataset import Dataset
 from sibra_dist.data.presence import NOTHING_HIDDEN, Hidden
+from sibra_dist.data.transfer import to_device
 from sibra_dist.data.user_batches import AnyBatch
 from sibra_dist.models.base import ModelConfig, Recommender, StepOutput
 from sibra_dist.models.encoders import ID, presence
@@ -59,9 +60,6 @@ class MatrixFactorization(Recommender):
     zero, and so is an item's bias, so that all cold items have the same score.
     """
 
-    users_present: Tensor
-    items_present: Tensor
-
     def __init__(self, config: MatrixFactorizationConfig, dataset: Dataset) -> None:
         """Build the model for a dataset, with torch's global generator."""
         super().__init__()
@@ -69,10 +67,10 @@ class MatrixFactorization(Recommender):
         self.user_embedding = id_embedding(dataset.users.count, config.embedding_size, config.initial_deviation)
         self.item_embedding = id_embedding(dataset.items.count, config.embedding_size, config.initial_deviation)
         self.item_bias = nn.Parameter(torch.zeros(dataset.items.count, 1)) if config.item_bias else None
-        self.register_buffer("users_present", presence(ID, dataset.users)[:, None], persistent=False)
-        self.register_buffer("items_present", presence(ID, dataset.items)[:, None], persistent=False)
+        self.users_present = presence(ID, dataset.users)[:, None]
+        self.items_present = presence(ID, dataset.items)[:, None]
 
-    def forward(self, batch: AnyBatch) -> StepOutput:
+    def step(self, batch: AnyBatch, read: None) -> StepOutput:
         """Scores, and the loss "regularization" where a weight of it is not zero."""
         users, items = F.embedding(batch.users, self.user_embedding), F.embedding(batch.items, self.item_embedding)
         bias = None if self.item_bias is None else F.embedding(batch.items, self.item_bias).squeeze(-1)
@@ -102,15 +100,17 @@ class MatrixFactorization(Recommender):
 
     def encode_users(self, users: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
         """Embeddings [n, d], and with an item bias one more column of ones."""
-        embedded = F.embedding(users, self.user_embedding) * self._seen(users, self.users_present, hidden)
+        seen, users = to_device((self._seen(users, self.users_present, hidden), users), self.device)
+        embedded = F.embedding(users, self.user_embedding) * seen
         return embedded if self.item_bias is None else F.pad(embedded, (0, 1), value=1.0)
 
     def encode_items(self, items: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
         """Embeddings [n, d], and with an item bias one more column that holds it."""
+        seen, items = to_device((self._seen(items, self.items_present, hidden), items), self.device)
         embedded = F.embedding(items, self.item_embedding)
         if self.item_bias is not None:
             embedded = torch.cat([embedded, F.embedding(items, self.item_bias)], dim=1)
-        return embedded * self._seen(items, self.items_present, hidden)
+        return embedded * seen
 
     def sampling(self) -> tuple[ModalitySampling, ModalitySampling]:
         """See `Recommender`."""

@@ -138,43 +138,73 @@ class Whole(NamedTuple):
     histories: Histories
 
 
-def bag_sum(table: Tensor, entries: Entries, whole: Whole | None = None) -> Tensor:
-    """Sums [n, h] of the rows of `table` that the entries of n rows name, each times what the entry counts.
+class GradientPlan(NamedTuple):
+    """How the gradient of a bag sum is summed: over `entries` of the rows of the upstream gradient [n, h]."""
 
-    The gradient with respect to `table` is a bag sum again, over the transposed matrix. Three forms give it, all without
-    atomic additions and so the same on every run:
+    entries: Entries
+    scattered: tuple[Tensor, int] | None = None
+    """Where the upstream gradient's rows stand first, int64 [n], among how many, if `entries` name those places."""
+    distinct: Tensor | None = None
+    """int64 [m]: the rows of the table that the sums belong to; None: all, in order."""
+
+
+class Bags(NamedTuple):
+    """What is read of a matrix for a bag sum, and in training how its gradient is summed."""
+
+    entries: Entries
+    plan: GradientPlan | None = None
+
+
+def plan_gradient(entries: Entries, whole: Whole | None = None) -> GradientPlan:
+    """How the gradient with respect to the table of `bag_sum(table, entries)` is summed.
+
+    It is a bag sum again, over the transposed matrix. Three forms give it, all without atomic additions and so the same on
+    every run:
     - over the whole transposed histories, which are in order already, when whole rows are read and much of them;
     - over the batch's own entries, sorted, when whole rows are read and few: the cost does not grow with the dataset;
     - the same when what is read are not whole rows.
     """
-    sums: Tensor = _BagSum.apply(table, entries, whole)  # type: ignore[no-untyped-call]
+    columns, starts, values = entries
+    if whole is not None:
+        rows, histories = whole
+        if columns.numel() * SORTING_COST >= histories.rows.nnz:
+            transposed = histories.transposed
+            by_column = Entries(transposed.indices, transposed.indptr[:-1], histories.transposed_values)
+            return GradientPlan(by_column, scattered=(rows, histories.rows.num_rows))
+    columns, order = columns.sort(stable=True)
+    lengths = F.pad(starts, (0, 1), value=columns.numel()).diff()
+    rows = torch.repeat_interleave(lengths)[order]
+    distinct, counts = torch.unique_consecutive(columns, return_counts=True)
+    sorted_entries = Entries(rows, counts.cumsum(0) - counts, None if values is None else values[order])
+    return GradientPlan(sorted_entries, distinct=distinct.long())
+
+
+def bag_sum(table: Tensor, entries: Entries, plan: GradientPlan | None = None) -> Tensor:
+    """Sums [n, h] of the rows of `table` that the entries of n rows name, each times what the entry counts.
+
+    The gradient with respect to `table` is summed as `plan` says; without one it is planned in the backward pass.
+    """
+    sums: Tensor = _BagSum.apply(table, entries, plan)  # type: ignore[no-untyped-call]
     return sums
 
 
 class _BagSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, table: Tensor, entries: Entries, whole: Whole | None) -> Tensor:
-        ctx.entries, ctx.whole, ctx.table_shape = entries, whole, table.shape
+    def forward(ctx: Any, table: Tensor, entries: Entries, plan: GradientPlan | None) -> Tensor:
+        ctx.entries, ctx.plan, ctx.table_shape = entries, plan, table.shape
         return _sums(table, entries)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = gradients
-        columns, starts, values = ctx.entries
-        if ctx.whole is not None:
-            rows, histories = ctx.whole
-            if columns.numel() * SORTING_COST >= histories.rows.nnz:
-                by_row = gradient.new_zeros(histories.rows.num_rows, gradient.shape[1]).index_copy_(0, rows, gradient)
-                transposed = histories.transposed
-                entries = Entries(transposed.indices, transposed.indptr[:-1], histories.transposed_values)
-                return _sums(by_row, entries), None, None
-        columns, order = columns.sort(stable=True)
-        lengths = F.pad(starts, (0, 1), value=columns.numel()).diff()
-        rows = torch.repeat_interleave(lengths)[order]
-        distinct, counts = torch.unique_consecutive(columns, return_counts=True)
-        entries = Entries(rows, counts.cumsum(0) - counts, None if values is None else values[order])
+        entries, scattered, distinct = ctx.plan or plan_gradient(ctx.entries)
+        if scattered is not None:
+            rows, count = scattered
+            gradient = gradient.new_zeros(count, gradient.shape[1]).index_copy_(0, rows, gradient)
         sums = _sums(gradient, entries)
-        return gradient.new_zeros(ctx.table_shape).index_copy_(0, distinct.long(), sums), None, None
+        if distinct is not None:
+            sums = gradient.new_zeros(ctx.table_shape).index_copy_(0, distinct, sums)
+        return sums, None, None
 
 
 def _sums(table: Tensor, entries: Entries) -> Tensor:

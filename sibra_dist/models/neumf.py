@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from sibra_dist.data.dataset import Dataset
 from sibra_dist.data.user_batches import AnyBatch
 from sibra_dist.models.base import StepOutput
-from sibra_dist.models.side import Width
+from sibra_dist.models.side import SideRead, Width
 from sibra_dist.models.single_branch import Towers, TowersConfig
 
 CHUNK_ELEMENTS = 2**21
@@ -64,9 +64,9 @@ class NeuMF(Towers):
         self.mlp = nn.Sequential(*layers)
         self.output = nn.Linear(self._sizes[0] + last, 1)
 
-    def forward(self, batch: AnyBatch) -> StepOutput:
+    def step(self, batch: AnyBatch, read: tuple[SideRead, SideRead]) -> StepOutput:
         """Scores, and the contrastive losses that the towers are asked for."""
-        users, items = self.embed(batch)
+        users, items = self.embed(batch, read)
         return StepOutput(self.batch_scores(users.embedding, items.embedding), self.contrasts(users, items, batch))
 
     def candidate_scores(self, users: Tensor, items: Tensor) -> Tensor:

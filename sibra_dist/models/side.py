@@ -5,7 +5,7 @@ entity with nothing there has a learned input of its own, "unknown".
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,8 @@ from sibra_dist.data.dataset import Entities
 from sibra_dist.data.presence import Hidden
 from sibra_dist.data.user_batches import Shown
 from sibra_dist.errors import ConfigError, nearest
-from sibra_dist.models.encoders import ID, INTERACTIONS, EncoderConfig, build_encoder, presence
+from sibra_dist.models.encoder import Encoder, EncoderConfig
+from sibra_dist.models.encoders import ID, INTERACTIONS, build_encoder, presence
 
 SideName = Literal["users", "items"]
 Aggregation = Literal["mean", "max"]
@@ -54,28 +55,35 @@ class Rows(NamedTuple):
     """int64 [*, D]: the row of each drawn modality; EMPTY where a slot is not used"""
 
 
-class ByModality(nn.Module):
-    """Modules by modality, whose names may be any that a feature has: `type` and `training` are attributes of a module too."""
+class SideRead(NamedTuple):
+    """The distinct inputs of one side in a step, and the data of each."""
 
-    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
-        """Hold the modules; the parameters of `name` begin with `of_name`."""
+    rows: Rows
+    inputs: tuple[Any, ...]
+    """What the encoder of each modality has read."""
+
+
+class ByModality(nn.Module):
+    """Encoders by modality, whose names may be any that a feature has: `type` and `training` are attributes of a module too."""
+
+    def __init__(self, modules: Mapping[str, Encoder]) -> None:
+        """Hold the encoders; the parameters of `name` begin with `of_name`."""
         super().__init__()
         for name, module in modules.items():
             self.add_module(f"{PREFIX}{name}", module)
 
-    def __getitem__(self, name: str) -> nn.Module:
-        return self.get_submodule(f"{PREFIX}{name}")
+    def __getitem__(self, name: str) -> Encoder:
+        return cast(Encoder, self.get_submodule(f"{PREFIX}{name}"))
 
-    def items(self) -> Iterator[tuple[str, nn.Module]]:
-        """Names and modules, in order."""
+    def items(self) -> Iterator[tuple[str, Encoder]]:
+        """Names and encoders, in order."""
         for name, module in self.named_children():
-            yield name.removeprefix(PREFIX), module
+            yield name.removeprefix(PREFIX), cast(Encoder, module)
 
 
 class SideEncoders(nn.Module):
     """The encoders of one side, each from its input to a vector of width h, and who has what."""
 
-    present: Tensor
     unknown: Tensor
 
     def __init__(
@@ -121,8 +129,7 @@ class SideEncoders(nn.Module):
             self.unknown = nn.Parameter(torch.randn(1, width) / width**0.5)
         else:
             self.register_buffer("unknown", torch.zeros(1, width), persistent=False)
-        present = torch.stack([presence(name, entities) for name in self.modalities], dim=1)
-        self.register_buffer("present", present, persistent=False)
+        self.present = torch.stack([presence(name, entities) for name in self.modalities], dim=1)
 
     def sampling(
         self, draws: int | None = None, first: str | None = None, dropout: Mapping[str, float] | None = None
@@ -173,21 +180,23 @@ class SideEncoders(nn.Module):
         starts: list[int] = torch.searchsorted(pairs, limits).tolist()
         return Rows(names, pairs % self._num_entities, out, starts, torch.where(used, inverse, EMPTY))
 
-    def forward(self, rows: Rows, key: int | None = None, shown: Shown | None = None) -> Tensor:
-        """Encode rows: [n, h]; `key` is that of the step's draws, None in evaluation, and `shown` the interactions it shows.
+    def read(self, rows: Rows, key: int | None = None, shown: Shown | None = None) -> "SideRead":
+        """The data of rows; `key` is that of the step's draws, None in evaluation, and `shown` the interactions it shows."""
+        seen = shown.of_items() if shown is not None and self.side == "items" else shown
+        inputs = []
+        for number, (_, encoder) in enumerate(self.encoders.items()):
+            group = slice(rows.starts[number], rows.starts[number + 1])
+            excluded = None if rows.excluded is None else rows.excluded[group]
+            inputs.append(encoder.read(rows.entities[group], key, excluded, seen))
+        return SideRead(rows, tuple(inputs))
+
+    def forward(self, read: "SideRead") -> Tensor:
+        """Encode what was read of n rows: [n, h].
 
         Every encoder runs, on no rows if need be, so that all parameters have a gradient on every rank.
         """
-        encoded = []
-        for number, (name, encoder) in enumerate(self.encoders.items()):
-            group = slice(rows.starts[number], rows.starts[number + 1])
-            if name == INTERACTIONS:
-                excluded = None if rows.excluded is None else rows.excluded[group]
-                seen = shown.of_items() if shown is not None and self.side == "items" else shown
-                encoded.append(encoder(rows.entities[group], key, excluded, seen))
-            else:
-                encoded.append(encoder(rows.entities[group], key))
-        encoded.append(self.unknown.expand(rows.starts[-1] - rows.starts[-2], -1))
+        encoded = [encoder.encode(inputs) for (_, encoder), inputs in zip(self.encoders.items(), read.inputs, strict=True)]
+        encoded.append(self.unknown.expand(read.rows.starts[-1] - read.rows.starts[-2], -1))
         return torch.cat(encoded)
 
 

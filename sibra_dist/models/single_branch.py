@@ -22,6 +22,7 @@ from sibra_dist.config import Config
 from sibra_dist.data.batches import EMPTY, ModalitySampling, stream
 from sibra_dist.data.dataset import Dataset
 from sibra_dist.data.presence import NOTHING_HIDDEN, Hidden
+from sibra_dist.data.transfer import to_device
 from sibra_dist.data.user_batches import AnyBatch, UserBatch
 from sibra_dist.losses import batch_info_nce, candidates_info_nce
 from sibra_dist.models.base import SCORES, ModelConfig, Recommender, ScoreName, StepOutput
@@ -32,6 +33,7 @@ from sibra_dist.models.side import (
     Probability,
     Rows,
     SideEncoders,
+    SideRead,
     aggregate,
     require_modalities,
     views,
@@ -160,16 +162,23 @@ class Towers(Recommender):
             self.user_branch = Branch(config.users, config.embedding_size)
             self.item_branch = Branch(config.items, config.embedding_size)
 
-    def embed(self, batch: AnyBatch) -> tuple[Embedded, Embedded]:
-        """The users [B], and the candidates [B, 1+N] or [P], of a batch, from the modalities that were drawn."""
+    def read(self, batch: AnyBatch) -> tuple[SideRead, SideRead]:
+        """See `Recommender`."""
         target = asked = None
         if self.config.exclude_target and not isinstance(batch, UserBatch):  # which never shows what it asks for
             target = batch.items[:, 0]
             asked = F.pad(batch.users[:, None], (0, batch.items.shape[1] - 1), value=-1)
-        users = self.users.rows(batch.users, batch.user_modalities, target)
-        items = self.items.rows(batch.items, batch.item_modalities, asked)
-        user_key, item_key = stream(batch.noise_key, 0), stream(batch.noise_key, 1)
-        user_inputs, item_inputs = self.users(users, user_key, batch.shown), self.items(items, item_key, batch.shown)
+        user_key, item_key = _keys(batch)
+        return (
+            self.users.read(self.users.rows(batch.users, batch.user_modalities, target), user_key, batch.shown),
+            self.items.read(self.items.rows(batch.items, batch.item_modalities, asked), item_key, batch.shown),
+        )
+
+    def embed(self, batch: AnyBatch, read: tuple[SideRead, SideRead]) -> tuple[Embedded, Embedded]:
+        """The users [B], and the candidates [B, 1+N] or [P], of a batch, from the modalities that were drawn."""
+        users, items = (of_side.rows for of_side in read)
+        user_inputs, item_inputs = self.users(read[0]), self.items(read[1])
+        user_key, item_key = _keys(batch)
         if self.config.share_branch:
             # Together, so that batch normalisation has one set of statistics, as it has in evaluation.
             names = torch.cat([users.names * 2, items.names * 2 + 1])
@@ -230,9 +239,9 @@ class SingleBranch(Towers):
         super().__init__(config, dataset)
         self._score = SCORES[config.score]
 
-    def forward(self, batch: AnyBatch) -> StepOutput:
+    def step(self, batch: AnyBatch, read: tuple[SideRead, SideRead]) -> StepOutput:
         """Scores, and the contrastive losses "users.info_nce" and "items.info_nce" where they are wanted."""
-        users, items = self.embed(batch)
+        users, items = self.embed(batch, read)
         return StepOutput(self.batch_scores(users.embedding, items.embedding), self.contrasts(users, items, batch))
 
     def score(self, users: Tensor, items: Tensor) -> Tensor:
@@ -255,5 +264,11 @@ def _embedded(embedded: Tensor, rows: Rows, aggregation: Aggregation) -> Embedde
 
 
 def _encode(encoders: SideEncoders, branch: nn.Module, how: Aggregation, entities: Tensor, hidden: Hidden) -> Tensor:
-    rows = encoders.rows(entities, encoders.all_seen(entities, hidden))
-    return _embedded(branch(encoders(rows), rows.names, None), rows, how).embedding
+    read = encoders.read(encoders.rows(entities, encoders.all_seen(entities, hidden)))
+    read = to_device(read, encoders.unknown.device)
+    return _embedded(branch(encoders(read), read.rows.names, None), read.rows, how).embedding
+
+
+def _keys(batch: AnyBatch) -> tuple[int, int]:
+    """Of the draws of users, and of items, in a step."""
+    return stream(batch.noise_key, 0), stream(batch.noise_key, 1)

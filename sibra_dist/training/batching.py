@@ -28,7 +28,6 @@ def make_batches(
             pool=training.item_pool,
             rank=ranks.rank,
             world=ranks.world,
-            device=device,
         )
     return Batches(
         dataset,
@@ -40,7 +39,6 @@ def make_batches(
         labels=training.labels,
         rank=ranks.rank,
         world=ranks.world,
-        device=device,
     )
 
 

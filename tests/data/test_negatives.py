@@ -19,7 +19,6 @@ from sibra_dist.data.negatives import NegativeDraws, NegativeSampler, SamplerCon
 from sibra_dist.errors import ConfigError
 from tests.planted import write_planted
 
-CPU = torch.device("cpu")
 SAMPLERS = {
     "uniform": SamplerConfig(),
     "popularity": SamplerConfig(type="popularity"),
@@ -103,7 +102,7 @@ def test_only_what_may_be_drawn_is_drawn_and_its_probability_is_told(
 ) -> None:
     """Training items alone, none of the user's own unless they are all, and log_counts = -log(N q) for the true q."""
     config = SAMPLERS[name].model_copy(update={"log_q": True})
-    draws = NegativeDraws(little.dataset(planted), config, CPU)
+    draws = NegativeDraws(little.dataset(planted), config)
     random = uniform(key, torch.arange(len(little.pairs) * count)).view(-1, count)
     items, log_counts = draws.draw(little.users, random, little.positives)
     assert items.shape == log_counts.shape == random.shape
@@ -121,9 +120,9 @@ def test_only_what_may_be_drawn_is_drawn_and_its_probability_is_told(
 def test_without_correction_each_negative_stands_for_an_equal_part_of_the_items(
     planted: Dataset, name: str, little: Little
 ) -> None:
-    draws = NegativeDraws(little.dataset(planted), SAMPLERS[name], CPU)
+    draws = NegativeDraws(little.dataset(planted), SAMPLERS[name])
     random = uniform(stream(1), torch.arange(len(little.pairs) * 3)).view(-1, 3)
-    corrected = NegativeDraws(little.dataset(planted), SAMPLERS[name].model_copy(update={"log_q": True}), CPU)
+    corrected = NegativeDraws(little.dataset(planted), SAMPLERS[name].model_copy(update={"log_q": True}))
     items, log_counts = draws.draw(little.users, random, little.positives)
     assert log_counts.flatten().tolist() == pytest.approx([math.log(len(little.training) / 3)] * random.numel())
     assert torch.equal(items, corrected.draw(little.users, random, little.positives).items)
@@ -140,7 +139,7 @@ def test_frequencies_are_the_stated_probabilities(planted: Dataset, name: str, s
     asked = [pair[0] for pair in pairs].index(17)
     count = 40_000
     random = uniform(stream(9, seed), torch.arange(count))[None].expand(len(pairs), -1)[: asked + 1]
-    draws = NegativeDraws(planted, SAMPLERS[name], CPU)
+    draws = NegativeDraws(planted, SAMPLERS[name])
     drawn = torch.bincount(draws.draw(little.users[: asked + 1], random, little.positives).items[asked], minlength=80)
     stated = torch.zeros(80, dtype=torch.float64)
     for item, probability in little.probabilities(SAMPLERS[name], 17).items():
@@ -181,7 +180,7 @@ def test_uniform_negatives_are_those_of_the_first_version() -> None:
 
 def test_users_who_have_seen_everything_are_counted(planted: Dataset) -> None:
     little = Little([[0, 2, 3], [0, 3], [0, 2, 3], []], [0, 2, 3], 4, [(0, 0)])
-    assert NegativeDraws(little.dataset(planted), SAMPLERS["in_batch"], CPU).saturated_users == 2
+    assert NegativeDraws(little.dataset(planted), SAMPLERS["in_batch"]).saturated_users == 2
 
 
 @given(

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sibra_dist.data.dataset import Csr
+from sibra_dist.data.transfer import to_device
 from sibra_dist.errors import SibraError
 from sibra_dist.evaluation.ranking import Recommendations, hits, mask_, merge, rank, top_k
 
@@ -133,7 +134,7 @@ def test_hits_are_the_recommended_candidates_in_the_users_own_row(
 ) -> None:
     row = st.lists(st.integers(-1, 5), min_size=4, max_size=4)
     items = data.draw(st.lists(row, min_size=len(relevant), max_size=len(relevant)))
-    found = hits(torch.tensor(items, device=device), csr([sorted(own) for own in relevant]).to(torch.device(device)), 6)
+    found = hits(torch.tensor(items, device=device), to_device(csr([sorted(own) for own in relevant]), torch.device(device)), 6)
     assert found.tolist() == [[item in own for item in row] for row, own in zip(items, relevant, strict=True)]
 
 

@@ -132,7 +132,7 @@ def test_an_id_is_replaced_with_the_probability_and_alike_in_any_part_of_the_bat
     batch = batch_of(model, dataset, size=500)
     assert model(batch).auxiliary_losses == {}
     users = F.embedding(batch.users, model.users.embedding)
-    both = model.items(batch.items, model.items.present[batch.items])
+    both = model.items(model.items.read(batch.items, model.items.present[batch.items]))
     by_id, by_content = (torch.einsum("bd,bnd->bn", users, part[both.inverse]) for part in (both.ids, both.contents))
     scores = model(batch).scores
     replaced = torch.isclose(scores, by_content)

@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from sibra_dist.data.batches import stream
 from sibra_dist.data.dataset import Csr, Entities, Feature
 from sibra_dist.data.manifest import FeatureKind, FeatureSpec
+from sibra_dist.data.transfer import map_tensors
 from sibra_dist.data.user_batches import Shown
 from sibra_dist.errors import ConfigError
 from sibra_dist.models import histories
-from sibra_dist.models.encoders import EncoderConfig, InteractionsEncoder, build_encoder, presence
+from sibra_dist.models.encoder import Encoder, EncoderConfig
+from sibra_dist.models.encoders import build_encoder, presence
 from sibra_dist.models.histories import Weighting
+from sibra_dist.models.interactions import InteractionsEncoder
 
 KINDS = ("interactions", "id", "club", "tags", "numbers", "cover")
 LAYERS = (
@@ -435,15 +438,26 @@ def test_who_has_a_modality(users: Entities) -> None:
 
 
 def test_encoders_share_the_memory_of_the_dataset(users: Entities, items: Entities) -> None:
+    """What an encoder holds besides its parameters is the dataset's, so that a device has it once."""
     encoder = build_encoder("interactions", users, items, 5, EncoderConfig(max_history=2))
-    held = {buffer.data_ptr() for buffer in encoder.buffers()}
     matrices = (users.histories, items.histories)
-    assert held == {part.data_ptr() for matrix in matrices for part in (matrix.indptr, matrix.indices)}
+    assert held(encoder) == {part.data_ptr() for matrix in matrices for part in (matrix.indptr, matrix.indices)}
     for name in ("club", "tags", "cover"):
         values = users.features[name].values
         parts = (values,) if isinstance(values, Tensor) else (values.indptr, values.indices)
-        buffers = build_encoder(name, users, items, 5, EncoderConfig()).buffers()
-        assert {buffer.data_ptr() for buffer in buffers} == {part.data_ptr() for part in parts}
+        assert held(build_encoder(name, users, items, 5, EncoderConfig())) == {part.data_ptr() for part in parts}
+
+
+def held(encoder: Encoder) -> set[int]:
+    """Where the tensors lie that are attributes of an encoder, at any depth."""
+    found: set[int] = set()
+
+    def note(tensor: Tensor) -> Tensor:
+        found.add(tensor.data_ptr())
+        return tensor
+
+    map_tensors({name: value for name, value in vars(encoder).items() if name not in vars(nn.Module())}, note)
+    return found | {buffer.data_ptr() for buffer in encoder.buffers()}
 
 
 @pytest.mark.parametrize(("name", "config"), CASES)

@@ -14,7 +14,7 @@ from sibra_dist.data.dataset import Csr, Dataset, open_dataset
 from sibra_dist.data.presence import Hidden
 from sibra_dist.errors import ConfigError
 from sibra_dist.models import build_model
-from sibra_dist.models.encoders import InteractionsEncoder
+from sibra_dist.models.interactions import InteractionsEncoder
 from sibra_dist.models.single_branch import SingleBranch, SingleBranchConfig
 from sibra_dist.training.config import TrainConfig
 from tests.planted import write_planted
