@@ -127,7 +127,8 @@ def train(
     from sibra_dist.data.dataset import open_dataset
     from sibra_dist.report import training_summary
     from sibra_dist.training.config import TrainConfig
-    from sibra_dist.training.loop import Callbacks, Trainer
+    from sibra_dist.training.loop import Trainer
+    from sibra_dist.training.progress import Callbacks
     from sibra_dist.training.run_folder import RunFolder, open_run
 
     if resume is not None:

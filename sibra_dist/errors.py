@@ -32,6 +32,10 @@ class TrainingError(SibraError):
     """Training that cannot go on: a loss that is not finite, workers that cannot be had."""
 
 
+class TrainingStopped(SibraError):
+    """Training that was asked to stop and did, after a checkpoint: it can be continued."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A clause that names the known word nearest to `name`, or else lists them all.
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
-    from sibra_dist.training.loop import Progress as TrainingProgress
+    from sibra_dist.training.progress import Progress as TrainingProgress
 
 # No markup, no emoji: the brackets and colons in a path or a message are meant by the letter.
 console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False, emoji=False)
@@ -36,13 +36,13 @@ def stages(title: str, known: Sequence[str] = ()) -> Iterator[Callable[[str], No
 def progress_bar() -> Iterator[Callable[["TrainingProgress"], None]]:
     """Show training: a bar for the epoch with loss, validation metric, speed and time left; else a line an epoch."""
     if not errors.is_terminal:
-        told = 0
+        told = 0.0
 
         def line(progress: "TrainingProgress") -> None:
             nonlocal told
             if progress.evaluated > told:
                 told = progress.evaluated
-                errors.print(f"epoch {told}/{progress.epochs}  {_figures(progress)}", soft_wrap=True)
+                errors.print(f"epoch {told:.4g}/{progress.epochs}  {_figures(progress)}", soft_wrap=True)
 
         yield line
         return

@@ -13,10 +13,11 @@ import sibra_dist
 PACKAGE = Path(sibra_dist.__file__).parent
 
 # A room is a folder or a module of the package. Every room may import itself and what is in EVERYWHERE.
-EVERYWHERE = ("config", "errors")
+EVERYWHERE = ("config", "errors", "phases")
 ROOMS = {
     "config": ("errors",),
     "errors": (),
+    "phases": (),
     "losses": (),
     "data": (),
     "etl": ("data.manifest", "data.storage"),

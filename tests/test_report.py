@@ -23,7 +23,7 @@ from sibra_dist.report import (
 )
 from sibra_dist.terminal import duration, progress_bar, stages
 from sibra_dist.training.config import TrainConfig
-from sibra_dist.training.loop import Progress
+from sibra_dist.training.progress import Progress
 from sibra_dist.training.run_folder import RunFolder
 from tests.planted import write_planted
 

@@ -89,6 +89,7 @@ class Batches:
         labels: Labels = "binary",
         rank: int = 0,
         world: int = 1,
+        parts: int = 1,
     ) -> None:
         """Prepare to make batches.
 
@@ -103,6 +104,7 @@ class Batches:
             labels: what positives are labelled with.
             rank: this rank.
             world: number of ranks.
+            parts: into which a rank's share of a batch is divided, as if each were a rank's.
 
         Raises:
             ConfigError: the dataset cannot serve the labels.
@@ -118,8 +120,8 @@ class Batches:
         self._seed = seed
         self._batch_size = batch_size
         self._num_negatives = sampler.pool or negatives
-        self._rank = rank
-        self._per_rank = math.ceil(batch_size / world)
+        self._rank, self._parts = rank, parts
+        self._per_part = math.ceil(batch_size / (world * parts))
         self.num_examples = self._histories.nnz
         self.steps_per_epoch = math.ceil(self.num_examples / batch_size)
 
@@ -131,11 +133,12 @@ class Batches:
             return None
         return f"{saturated} users have interacted with every training item, so their negatives are items they know"
 
-    def batch(self, epoch: int, step: int) -> TrainBatch:
-        """This rank's part of the global batch of a step."""
+    def batch(self, epoch: int, step: int, part: int = 0) -> TrainBatch:
+        """This rank's share of the global batch of a step, or a part of it."""
         first = step * self._batch_size
         last = min(first + self._batch_size, self.num_examples)
-        slots = first + self._rank * self._per_rank + torch.arange(self._per_rank, device=self._device)
+        start = first + (self._rank * self._parts + part) * self._per_part
+        slots = start + torch.arange(self._per_part, device=self._device)
         real = slots < last
         # Padding repeats the batch's first example whole, so that it adds no entity to what is encoded.
         places = torch.where(real, slots, first)

@@ -97,6 +97,7 @@ class UserBatches:
         pool: int | None = None,
         rank: int = 0,
         world: int = 1,
+        parts: int = 1,
     ) -> None:
         """Prepare to make batches.
 
@@ -110,6 +111,7 @@ class UserBatches:
             pool: training items in a step, drawn anew in each without repetition; None: all of them.
             rank: this rank.
             world: number of ranks.
+            parts: into which a rank's share of a batch is divided, as if each were a rank's.
         """
         self._device = dataset.device
         self._histories = dataset.users.histories
@@ -122,8 +124,8 @@ class UserBatches:
         self._seed = seed
         self._batch_size = batch_size
         self._share = shown
-        self._rank = rank
-        self._per_rank = math.ceil(batch_size / world)
+        self._rank, self._parts = rank, parts
+        self._per_part = math.ceil(batch_size / (world * parts))
         self.num_examples = len(self._learners)
         self.steps_per_epoch = math.ceil(self.num_examples / batch_size)
 
@@ -135,14 +137,14 @@ class UserBatches:
             return None
         return f"{saturated} users have interacted with every training item, so they have no negatives and teach little"
 
-    def batch(self, epoch: int, step: int) -> UserBatch:
-        """This rank's part of the global batch of a step."""
+    def batch(self, epoch: int, step: int, part: int = 0) -> UserBatch:
+        """This rank's share of the global batch of a step, or a part of it."""
         first = step * self._batch_size
         last = min(first + self._batch_size, self.num_examples)
         order = stream(self._seed, ORDER, epoch)
         everyone = self._learners[permute(torch.arange(first, last, device=self._device), self.num_examples, order)]
-        start = self._rank * self._per_rank
-        slots = start + torch.arange(self._per_rank, device=self._device)
+        start = (self._rank * self._parts + part) * self._per_part
+        slots = start + torch.arange(self._per_part, device=self._device)
         real = slots < len(everyone)
         # Padding repeats the batch's first user, so that it adds nothing to what is encoded.
         slots = torch.where(real, slots, 0)

@@ -13,7 +13,9 @@ from sibra_dist.data.batches import ModalitySampling
 from sibra_dist.data.presence import NOTHING_HIDDEN, Hidden
 from sibra_dist.data.transfer import to_device
 from sibra_dist.data.user_batches import AnyBatch
+from sibra_dist.models.branch import Branch
 from sibra_dist.models.linear import unit_length
+from sibra_dist.phases import phase
 
 COSINE_FLOOR = 1e-6
 
@@ -62,7 +64,8 @@ class Recommender(nn.Module, ABC):
 
     def batch_scores(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores of the users [B, d] of a batch with their own candidates [B, n, d], or with one pool of items [P, d]."""
-        return self.score(users, items) if items.dim() == 2 else self.candidate_scores(users, items)
+        with phase("score"):
+            return self.score(users, items) if items.dim() == 2 else self.candidate_scores(users, items)
 
     @property
     def device(self) -> torch.device:
@@ -83,6 +86,12 @@ class Recommender(nn.Module, ABC):
     def forward(self, batch: AnyBatch) -> StepOutput:
         """Scores of a training batch: `read` and `step`."""
         return self.step(*to_device((batch, self.read(batch)), self.device))
+
+    def compile_layers(self) -> None:
+        """Let torch.compile fuse the layers of the branches, for any number of rows."""
+        for module in self.modules():
+            if isinstance(module, Branch):
+                module.layers.compile(dynamic=True)
 
     def sampling(self) -> tuple[ModalitySampling, ModalitySampling]:
         """How modalities of users, and of items, are drawn in training. Only for models that are trainable."""

@@ -1,6 +1,5 @@
 """What the loop trains on: batches of pairs or of whole users, and the losses of either."""
 
-import torch
 from torch import Tensor
 
 from sibra_dist.data.batches import Batches
@@ -13,9 +12,7 @@ from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.ranks import Ranks
 
 
-def make_batches(
-    config: TrainConfig, dataset: Dataset, model: Recommender, ranks: Ranks, device: torch.device
-) -> Batches | UserBatches:
+def make_batches(config: TrainConfig, dataset: Dataset, model: Recommender, ranks: Ranks) -> Batches | UserBatches:
     """The batches of this rank, as the configuration says."""
     training, sampling = config.training, visible_sampling(config, model)
     if training.examples == "users":
@@ -28,6 +25,7 @@ def make_batches(
             pool=training.item_pool,
             rank=ranks.rank,
             world=ranks.world,
+            parts=training.accumulate,
         )
     return Batches(
         dataset,
@@ -39,6 +37,7 @@ def make_batches(
         labels=training.labels,
         rank=ranks.rank,
         world=ranks.world,
+        parts=training.accumulate,
     )
 
 

@@ -39,14 +39,32 @@ class TrainingConfig(Config):
     hide: Shares = {}
     """Share of the entities from which a modality is hidden in training, by name: `items.genres: 0.25`."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    scale_learning_rate: Literal["none", "sqrt", "linear"] = "none"
+    """How the learning rate grows with the batch: `learning_rate` is meant for `reference_batch_size`, and is multiplied by the
+    ratio of `batch_size` to it, or by its square root, which suits Adam (Malladi et al. 2022)."""
+    reference_batch_size: Positive = 256
+    """The batch that `learning_rate` is meant for, where it is scaled."""
     schedule: Literal["constant", "cosine"] = "constant"
     """`cosine`: the learning rate falls to 0 over `epochs` along half a cosine (Loshchilov and Hutter 2017)."""
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    """Epochs, or a fraction of one, over which the learning rate first grows in a straight line from 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     """AdamW's (Loshchilov and Hutter 2019)."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """The gradient of a step is scaled down to this length where it is longer; null: never."""
+    accumulate: Positive = 1
+    """Parts that each rank computes its share of a step in, one after the other, so that activations need the memory of one.
+    The step is what as many more ranks would make of it, but that the contrast of users sees a part at a time."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16`: products of matrices in that type (automatic mixed precision); parameters and their sums stay float32."""
+    compile: bool = False
+    """Whether torch.compile fuses the layers of the branches. Pays where they are wide; the first steps wait for it."""
     epochs: Annotated[int, Field(ge=0)] = 50
     """At most so many."""
     evaluate_every: Positive = 1
     """Epochs between two evaluations on the validation split."""
+    evaluate_every_steps: Positive | None = None
+    """Steps between two evaluations, where epochs are too long to wait for; `evaluate_every` is not read then."""
     monitor: str = "ndcg@10"
     """Metric of the validation split that early stopping maximises, and that decides which checkpoint is the best."""
     patience: Annotated[int, Field(ge=-1)] = 5
@@ -56,8 +74,15 @@ class TrainingConfig(Config):
     keep_checkpoints: Positive = 2
     """Newest checkpoints that are kept, besides the best."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    data_device: Literal["auto", "same", "cpu"] = "auto"
+    """Where histories and features lie: `same`, on the device that trains; `cpu`, memory-mapped, so that each step fetches
+    what it reads. auto: on the device when they need at most half of its free memory."""
+    read_ahead: bool | None = None
+    """Whether a thread reads the data of the next step while a step is computed; null: on a GPU."""
     max_failures: int = 3
     """Times that failed workers are replaced and training goes on from the last checkpoint; -1: without limit."""
+    rank_timeout: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds that a rank waits for the others before it says which one it waits for, and gives up."""
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:

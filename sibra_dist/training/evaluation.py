@@ -12,7 +12,8 @@ from sibra_dist.data.presence import describe_hide, parse_hide
 from sibra_dist.data.storage import write_atomically
 from sibra_dist.evaluation.evaluate import Evaluation, evaluate
 from sibra_dist.training.config import TrainConfig
-from sibra_dist.training.ranks import Ranks, pick_device
+from sibra_dist.training.placement import pick_device
+from sibra_dist.training.ranks import Ranks
 from sibra_dist.training.run_folder import RunFolder
 
 PREFIXES: dict[HeldOut, str] = {"validation": "val", "test": "test"}

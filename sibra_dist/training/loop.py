@@ -7,60 +7,40 @@ function of (seed, epoch, step), so a run that resumes from a checkpoint sees ju
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from sibra_dist.data.batches import TrainBatch
 from sibra_dist.data.dataset import Dataset
-from sibra_dist.data.user_batches import AnyBatch
-from sibra_dist.errors import TrainingError
+from sibra_dist.data.transfer import to_device
+from sibra_dist.errors import TrainingError, TrainingStopped
 from sibra_dist.evaluation.evaluate import evaluate
 from sibra_dist.models import build_model
 from sibra_dist.models.base import Recommender
+from sibra_dist.phases import phase
 from sibra_dist.training.batching import batch_losses, make_batches
 from sibra_dist.training.checkpoint import Position, load_newest, save_checkpoint
 from sibra_dist.training.checks import require_served
 from sibra_dist.training.config import TrainConfig
-from sibra_dist.training.ranks import Ranks, pick_device
+from sibra_dist.training.optimization import Optimization
+from sibra_dist.training.placement import pick_device, place
+from sibra_dist.training.profiling import TrainingProfile
+from sibra_dist.training.progress import Callbacks, Meter, Progress
+from sibra_dist.training.ranks import Ranks
+from sibra_dist.training.reading import Part, Reader
 from sibra_dist.training.run_folder import RunFolder
+from sibra_dist.training.stopping import StopRequest
+from sibra_dist.training.watch import NotFinite, Watch
+from sibra_dist.training.whereabouts import Whereabouts
 
 logger = logging.getLogger("sibra_dist")
 
-PROGRESS_SECONDS = 0.5
-FINITE_CHECK_STEPS = 100
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a progress bar shows."""
-
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    loss: float
-    monitor: str
-    metric: float | None
-    """Its latest value ..."""
-    evaluated: int
-    """... after so many epochs"""
-    best: float | None
-    examples_per_second: float
-    seconds_left: float
-    """Until the last epoch is done, were training not to stop early."""
-
-
-@dataclass(frozen=True)
-class Callbacks:
-    """What the loop tells its surroundings. Progress goes to rank 0 only; the others are called on every rank."""
-
-    progress: Callable[[Progress], None] = lambda progress: None
-    evaluated: Callable[[dict[str, float]], None] = lambda metrics: None
-    stepped: Callable[[int, int, float], None] | None = None
-    """(epoch, step, loss of the global batch); reading the loss waits for the device."""
+LOOKING_STEPS = {"cpu": 1, "cuda": 50}
+"""Steps between two looks at what the device has found: a GPU's work is not waited for in each."""
 
 
 class Trainer:
@@ -73,8 +53,20 @@ class Trainer:
         run: RunFolder,
         callbacks: Callbacks | None = None,
         device: torch.device | None = None,
+        *,
+        profile: bool = False,
+        stop: StopRequest | None = None,
     ) -> None:
         """Build the model, or continue from the run's newest checkpoint.
+
+        Args:
+            config: what is trained, and how.
+            dataset: what is trained on.
+            run: where everything is kept.
+            callbacks: what is told of.
+            device: that trains; None: as the configuration says.
+            profile: whether some steps and an evaluation are profiled, in the run's folder.
+            stop: looked at between steps.
 
         Raises:
             CheckpointError: there are checkpoints, but none can be used.
@@ -85,119 +77,188 @@ class Trainer:
         self.config = config.training
         self.evaluation = config.evaluation
         self.seed = config.seed
-        self.dataset = dataset
         self.run = run
         self.callbacks = callbacks or Callbacks()
+        self.stop = stop or StopRequest()
         self.ranks = Ranks.current()
+        self.whereabouts = Whereabouts(self.ranks)
         self.device = device or pick_device(self.config.device)
-        self.model = build_model(config.model, dataset, config.seed).to(self.device)
-        require_served(config, dataset, self.model)
+        self.dataset = place(dataset, self.device, self.config.data_device)
+        self.model = build_model(config.model, self.dataset, config.seed).to(self.device)
+        self.profile = TrainingProfile(run.profile, self.device) if profile and self.ranks.leads else None
+        require_served(config, self.dataset, self.model)
         self.epochs = self.config.epochs if self.model.trainable else 0
         if self.epochs:
-            self.batches = make_batches(config, dataset, self.model, self.ranks, self.device)
+            self.batches = make_batches(config, self.dataset, self.model, self.ranks)
             if not self.batches.num_examples:
                 raise TrainingError(f"{dataset.place} has no training interactions: there is nothing to learn from")
             if self.ranks.leads and self.batches.warning is not None:
                 logger.warning(self.batches.warning)
-            self.optimizer = torch.optim.AdamW(
-                self.model.parameters(), self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
-            )
+            if self.config.compile:
+                self.model.compile_layers()
+            ahead = self.device.type == "cuda" if self.config.read_ahead is None else self.config.read_ahead
+            self.reader = Reader(self.batches, self.model, self.device, self.config.accumulate, ahead and not profile)
+            self.optimization = Optimization(self.config, self.model, self.batches.steps_per_epoch)
             self.losses = torch.zeros(self.batches.steps_per_epoch, device=self.device)
+            self._new_watch()
         self.position = self._resume()
-        self._told = time.monotonic()
+        self._meter = Meter(self.config.batch_size)
         self._metric: float | None = None
-        self._evaluated = 0
-        self._rate = 0.0
+        self._evaluated = 0.0
 
     def fit(self) -> Position:
-        """Train until the epochs are done or early stopping says so."""
-        while not self.position.finished:
-            if self.epochs:
-                self._train_epoch()
-            self._end_epoch()
+        """Train until the epochs are done or early stopping says so.
+
+        Raises:
+            TrainingStopped: it was asked to stop, and has written a checkpoint.
+            TrainingError: the loss or a gradient is not finite.
+            RankTimeoutError: another rank did not take part in time.
+        """
+        with self.whereabouts.telling():
+            while not self.position.finished:
+                if self.epochs:
+                    self._train_epoch()
+                if not self.position.finished:
+                    self._end_epoch()
         return self.position
+
+    @property
+    def steps_done(self) -> int:
+        """Since the beginning of the run."""
+        return self.position.epoch * self.batches.steps_per_epoch + self.position.step if self.epochs else 0
 
     def _train_epoch(self) -> None:
         epoch, first = self.position.epoch, self.position.step
-        started = time.monotonic()
+        self._meter.start()
         self.model.train()
-        for step in range(first, self.batches.steps_per_epoch):
-            self.losses[step] = self._step(self.batches.batch(epoch, step))
-            self.position = replace(self.position, step=step + 1)
-            if self.callbacks.stepped is not None:
-                self.callbacks.stepped(epoch, step, float(self.losses[step]))
-            if (step + 1) % FINITE_CHECK_STEPS == 0:
-                self._require_finite()
-            if self.config.checkpoint_every > 0 and (step + 1) % self.config.checkpoint_every == 0:
-                self._save_checkpoint()
-            self._tell(first, step + 1, started)
+        with closing(self.reader.epoch(epoch, first)) as steps:
+            for step in range(first, self.batches.steps_per_epoch):
+                is_last = step + 1 == self.batches.steps_per_epoch
+                if self.profile is not None:
+                    self.profile.before_step()
+                self.whereabouts.note("batch", epoch, step)
+                stopping = self._step(next(steps), step)
+                if self.profile is not None:
+                    self.profile.after_step(is_last)
+                if (step + 1) % LOOKING_STEPS[self.device.type] == 0:
+                    self._require_finite()
+                    if stopping > 0:
+                        self._stop()
+                if self.callbacks.stepped is not None:
+                    self.callbacks.stepped(epoch, step, float(self.losses[step]))
+                if self._meter.step():
+                    self._report()
+                if not is_last:
+                    self._between_steps()
+                    if self.position.finished:
+                        return
 
-    def _step(self, batch: AnyBatch) -> torch.Tensor:
-        """One optimisation step; returns the loss of the global batch.
+    def _step(self, parts: list[Part], step: int) -> Tensor:
+        """One optimisation step; returns how many ranks have been asked to stop, on the device.
 
         Each rank divides by the weight of the *global* batch, so the sum over ranks is the mean over all examples.
         """
-        if self.config.sampler.pool is not None and isinstance(batch, TrainBatch):
-            batch = hardest(self.model, batch, self.config.negatives)
-        output = self.model(batch)
-        losses = batch_losses(self.config.loss, batch, output.scores)
-        for auxiliary in output.auxiliary_losses.values():
-            losses = losses + auxiliary
-        loss = (losses * batch.weights).sum() / batch.total_weight
-        self.optimizer.zero_grad()
-        loss.backward()
-        loss = self.ranks.reduce_step(self.model, loss)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
-        self.optimizer.step()
-        return loss
+        self.whereabouts.note("compute", self.position.epoch, step)
+        self.optimization.clear()
+        of_examples, of_parts = [], []
+        for part in parts:
+            losses = self._losses(part)
+            loss = (losses * part.batch.weights).sum() / part.batch.total_weight
+            with phase("backward"):
+                loss.backward()
+            of_examples.append(losses.detach())
+            of_parts.append(loss.detach())
+        with phase("communicate"):
+            self.whereabouts.note("communicate", self.position.epoch, step)
+            asked = torch.full_like(of_parts[0], float(bool(self.stop)))
+            values = self.ranks.reduce_step(self.model, torch.stack([torch.stack(of_parts).sum(), asked]))
+            loss, stopping = values[0], values[1]
+        with phase("optimise"):
+            norms = self.optimization.norms()
+            self.watch.note(step, torch.cat(of_examples), loss, norms)
+            self.optimization.step(self.steps_done, norms)
+        self.losses[step] = loss
+        self.position = replace(self.position, step=step + 1)
+        return stopping
 
-    def _learning_rate(self) -> float:
-        """Of the step that `position` names: a function of it alone, so that a resumed run needs no state for it."""
-        if self.config.schedule == "constant":
-            return self.config.learning_rate
-        done = self.position.epoch * self.batches.steps_per_epoch + self.position.step
-        return self.config.learning_rate * (1 + math.cos(math.pi * done / (self.epochs * self.batches.steps_per_epoch))) / 2
+    def _losses(self, part: Part) -> Tensor:
+        """The losses of the examples of a part, float32 [B]."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            if self.config.sampler.pool is not None and isinstance(part.batch, TrainBatch):
+                part = self._with_hardest(part, part.batch)
+            with phase("encode"):
+                output = self.model.step(part.batch, part.read)
+        with phase("score"):
+            losses = batch_losses(self.config.loss, part.batch, output.scores.float())
+            for auxiliary in output.auxiliary_losses.values():
+                losses = losses + auxiliary
+        return losses
+
+    def _with_hardest(self, part: Part, batch: TrainBatch) -> Part:
+        with phase("negatives"), torch.no_grad():
+            kept = hardest(self.model, batch, part.read, self.config.negatives)
+            return Part(kept, to_device(self.model.read(to_device(kept, self.dataset.device)), self.device))
+
+    def _between_steps(self) -> None:
+        """Evaluate and save where it is time to, within an epoch."""
+        every, step = self.config.evaluate_every_steps, self.position.step
+        if every is not None and self.steps_done % every == 0:
+            self._require_finite()
+            self._judge({"loss": float(self.losses[:step].mean())})
+            self._save_checkpoint()
+            self.model.train()
+        elif self.config.checkpoint_every > 0 and step % self.config.checkpoint_every == 0:
+            self._save_checkpoint()
 
     def _end_epoch(self) -> None:
-        """Evaluate when it is time, let early stopping decide, and save."""
+        """Evaluate when it is time, and save."""
         metrics: dict[str, float] = {}
-        epoch = self.position.epoch
+        epoch, done = self.position.epoch, self.steps_done
         if self.epochs:
             self._require_finite()
             metrics["loss"] = float(self.losses.mean())
+            self._new_watch()
             epoch += 1
-        position = replace(self.position, epoch=epoch, step=0, finished=epoch >= self.epochs)
-        if position.finished or epoch % self.config.evaluate_every == 0:
-            metrics |= self._evaluate()
-            value = self._metric = metrics[f"val/{self.config.monitor}"]
-            self._evaluated = epoch
-            if math.isnan(value):
-                raise TrainingError(
-                    f"no user of {self.dataset.place} holds anything out for validation: prepare it with such a split"
-                )
-            if position.best is None or value > position.best:
-                position = replace(position, best=value, best_epoch=epoch, evaluations_since_best=0)
-                if self.ranks.leads:
-                    save_checkpoint(self.run.best, position, self.dataset.manifest.digest, self.model)
-            else:
-                position = replace(position, evaluations_since_best=position.evaluations_since_best + 1)
-            out_of_patience = 0 < self.config.patience <= position.evaluations_since_best
-            position = replace(position, finished=position.finished or out_of_patience)
-            if self.ranks.leads:
-                self.run.record({"epoch": epoch, **metrics, "examples_per_second": round(self._rate)})
-        self.position = position
+        self.position = replace(self.position, epoch=epoch, step=0, finished=epoch >= self.epochs)
+        every = self.config.evaluate_every_steps
+        due = epoch % self.config.evaluate_every == 0 if every is None else done % every == 0
+        if due or self.position.finished:
+            self._judge(metrics)
         if self.epochs:
             self._save_checkpoint()
-            self._report(epoch, 0)
-        if f"val/{self.config.monitor}" in metrics:
-            self.callbacks.evaluated({"epoch": epoch, **metrics})
+            self._report()
+
+    def _judge(self, metrics: dict[str, float]) -> None:
+        """Evaluate on the validation split, keep the best model, let early stopping decide, and record."""
+        began = time.monotonic()
+        metrics = {"epoch": self.position.epoch, "steps": self.steps_done, **metrics, **self._evaluate()}
+        position, value = self.position, metrics[f"val/{self.config.monitor}"]
+        self._metric = value
+        self._evaluated = self.steps_done / self.batches.steps_per_epoch if self.epochs else 0.0
+        if math.isnan(value):
+            raise TrainingError(
+                f"no user of {self.dataset.place} holds anything out for validation: prepare it with such a split"
+            )
+        if position.best is None or value > position.best:
+            position = replace(position, best=value, best_epoch=position.epoch, evaluations_since_best=0)
+            if self.ranks.leads:
+                save_checkpoint(self.run.best, position, self.dataset.manifest.digest, self.model)
+        else:
+            position = replace(position, evaluations_since_best=position.evaluations_since_best + 1)
+        out_of_patience = 0 < self.config.patience <= position.evaluations_since_best
+        self.position = replace(position, finished=position.finished or out_of_patience)
+        if self.ranks.leads:
+            self.run.record({**metrics, "examples_per_second": round(self._meter.rate)})
+        self._meter.pause(began)
+        self.callbacks.evaluated(metrics)
 
     def _evaluate(self) -> dict[str, float]:
+        self.whereabouts.note("evaluate", self.position.epoch, self.position.step)
         self.model.eval()
         names = list(dict.fromkeys([*self.evaluation.names, self.config.monitor]))
         ranks = (self.ranks.rank, self.ranks.world)
-        result = evaluate(self.model, self.dataset, "validation", self.evaluation, names=names, seed=self.seed, ranks=ranks)
+        with self.profile.evaluation() if self.profile is not None else phase("evaluate"), phase("evaluate"):
+            result = evaluate(self.model, self.dataset, "validation", self.evaluation, names=names, seed=self.seed, ranks=ranks)
         return {f"val/{name}": value for name, value in result.metrics.items()}
 
     def _resume(self) -> Position:
@@ -210,7 +271,7 @@ class Trainer:
                 f"ranks see different checkpoints in {self.run.checkpoints}: it must lie on a disk that they share"
             )
         if checkpoint is not None:
-            checkpoint.restore(self.model, self.optimizer)
+            checkpoint.restore(self.model, self.optimization.optimizer)
             saved = checkpoint.tensors["losses"]
             if position.step and len(saved) == len(self.losses):
                 self.losses.copy_(saved)
@@ -218,57 +279,78 @@ class Trainer:
 
     def _save_checkpoint(self) -> None:
         self._require_finite()
-        if self.ranks.leads:
-            save_checkpoint(
-                self.run.checkpoints,
-                self.position,
-                self.dataset.manifest.digest,
-                self.model,
-                self.optimizer,
-                self.losses,
-                self.config.keep_checkpoints,
-            )
+        with phase("checkpoint"):
+            self.whereabouts.note("checkpoint", self.position.epoch, self.position.step)
+            if self.ranks.leads:
+                save_checkpoint(
+                    self.run.checkpoints,
+                    self.position,
+                    self.dataset.manifest.digest,
+                    self.model,
+                    self.optimization.optimizer,
+                    self.losses,
+                    self.config.keep_checkpoints,
+                )
+
+    def _stop(self) -> None:
+        self._save_checkpoint()
+        raise TrainingStopped(
+            f"training was asked to stop and has stopped after step {self.position.step} of epoch {self.position.epoch}. "
+            f"Continue it with `sibra-dist train --resume {self.run.path}`"
+        )
+
+    def _new_watch(self) -> None:
+        self.watch = Watch(len(self.optimization.names), self.device)
 
     def _require_finite(self) -> None:
-        """Stop on a loss that is not finite, before anything is saved. All ranks hold the same losses."""
-        wrong = torch.nonzero(~self.losses[: self.position.step].isfinite())
-        if len(wrong):
-            raise TrainingError(
-                f"the loss of epoch {self.position.epoch}, step {int(wrong[0])} is not finite. "
-                "Lower training.learning_rate, or look for extreme values in numeric features; the last checkpoint is kept"
-            )
-
-    def _tell(self, first: int, done: int, started: float) -> None:
-        """Measure the speed and, at most twice a second, report progress."""
-        now = time.monotonic()
-        self._rate = (done - first) * self.config.batch_size / max(now - started, 1e-9)
-        if now - self._told >= PROGRESS_SECONDS:
-            self._told = now
-            self._report(self.position.epoch, done)
-
-    def _report(self, epoch: int, done: int) -> None:
-        """Report progress: `done` steps of an epoch."""
-        if not self.ranks.leads or not self.epochs:
+        """Stop where something is not finite, before it is saved. Ranks find it in the same step, as they share the sums."""
+        found = self.watch.found()
+        if found is None:
             return
-        examples_left = self.batches.num_examples * (self.epochs - epoch) - done * self.config.batch_size
+        where = next(filter(None, self.ranks.gather(self._coordinates(found))), "no single example")
+        raise TrainingError(
+            f"the loss or a gradient of epoch {self.position.epoch}, step {found.step} is not finite; first at {where}. The "
+            f"largest gradient before was that of {self.optimization.names[found.parameter]}, of length {found.norm:.3g}. "
+            "Lower training.learning_rate, set training.clip_norm, or look for extreme values in numeric features; the last "
+            "checkpoint is kept"
+        )
+
+    def _coordinates(self, found: NotFinite) -> str | None:
+        """Whose example on this rank had a loss that is not finite."""
+        if found.example < 0:
+            return None
+        parts = [self.batches.batch(self.position.epoch, found.step, part) for part in range(self.config.accumulate)]
+        user = int(torch.cat([batch.users for batch in parts])[found.example])
+        told = f"user {self.dataset.ids('users')[user].as_py()}"
+        if isinstance(parts[0], TrainBatch):
+            items = torch.cat([batch.items[:, 0] for batch in parts])
+            told += f" with item {self.dataset.ids('items')[int(items[found.example])].as_py()}"
+        return f"{told} (example {found.example} of rank {self.ranks.rank})"
+
+    def _report(self) -> None:
+        """Report progress."""
+        if not self.ranks.leads:
+            return
+        epoch, step = self.position.epoch, self.position.step
+        examples_left = self.batches.num_examples * (self.epochs - epoch) - step * self.config.batch_size
         self.callbacks.progress(
             Progress(
                 epoch=min(epoch + 1, self.epochs),
                 epochs=self.epochs,
-                step=done,
+                step=step,
                 steps=self.batches.steps_per_epoch,
-                loss=float(self.losses[: done or None].mean()),
+                loss=float(self.losses[: step or None].mean()),
                 monitor=f"val/{self.config.monitor}",
                 metric=self._metric,
                 evaluated=self._evaluated,
                 best=self.position.best,
-                examples_per_second=self._rate,
-                seconds_left=max(examples_left, 0) / max(self._rate, 1e-9),
+                examples_per_second=self._meter.rate,
+                seconds_left=max(examples_left, 0) / max(self._meter.rate, 1e-9),
             )
         )
 
 
-def hardest(model: Recommender, batch: TrainBatch, count: int) -> TrainBatch:
+def hardest(model: Recommender, batch: TrainBatch, read: object, count: int) -> TrainBatch:
     """The batch with the `count` of its negatives that the model scores highest, as it is in evaluation mode.
 
     The batch's own key decides on dropout, so what is scored is what the step then trains, but for batch statistics.
@@ -276,7 +358,7 @@ def hardest(model: Recommender, batch: TrainBatch, count: int) -> TrainBatch:
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        scores = model(batch).scores[:, 1:]
+        scores = model.step(batch, read).scores[:, 1:]
     model.train(was_training)
     kept = scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
     columns = F.pad(kept + 1, (1, 0))  # and the positive, which is column 0

@@ -6,15 +6,12 @@ restarted run adds in another order than an undisturbed one and drifts from it i
 the gradient is that of the interactions tables, which are a model's first layers and so come last in the backward pass.
 """
 
-import os
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
-
-from sibra_dist.errors import ConfigError
 
 BUCKET_ELEMENTS = 16 * 2**20
 Value = TypeVar("Value")
@@ -47,20 +44,28 @@ class Ranks:
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
 
+    def gather(self, value: Value) -> list[Value]:
+        """The values that the ranks have, on every rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(values, value)
+        return values
+
     def wait(self) -> None:
         """Go on when every rank has come here."""
         if self.world > 1:
             torch.distributed.barrier()
 
-    def reduce_step(self, model: nn.Module, loss: Tensor) -> Tensor:
-        """Sum gradients and loss over the ranks, and average running statistics; returns the summed loss.
+    def reduce_step(self, model: nn.Module, values: Tensor) -> Tensor:
+        """Sum gradients and some values [n] over the ranks, and average running statistics; returns the summed values.
 
         Every rank must have a gradient for the same parameters. Running statistics (batch normalisation's) are
         averaged so that all ranks evaluate, and save, the same model.
         """
         if self.world == 1:
-            return loss.detach()
-        total = loss.detach().clone()
+            return values.detach()
+        total = values.detach().clone()
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         saved = model.state_dict().keys()
         statistics = [buffer for name, buffer in model.named_buffers() if name in saved and buffer.is_floating_point()]
@@ -84,12 +89,3 @@ def _buckets(tensors: list[Tensor]) -> list[list[Tensor]]:
         buckets[-1].append(tensor)
         size += tensor.numel()
     return buckets
-
-
-def pick_device(wanted: str) -> torch.device:
-    """The device of this rank: `cpu`, or `cuda` by the launcher's local rank, or for `auto` what there is."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("training.device is cuda, but this machine has no GPU that torch can use: set it to auto or cpu")
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % max(torch.cuda.device_count(), 1))

@@ -26,7 +26,8 @@ from sibra_dist.data.storage import write_atomically
 from sibra_dist.errors import SibraError, TrainingError
 from sibra_dist.training.config import TrainConfig, TrainingConfig
 from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run
-from sibra_dist.training.loop import Callbacks, Progress, Trainer
+from sibra_dist.training.loop import Trainer
+from sibra_dist.training.progress import Callbacks, Progress
 from sibra_dist.training.run_folder import RunFolder
 
 POLL_SECONDS = 0.5

@@ -6,6 +6,8 @@
   metrics.jsonl       a line an evaluation
   checkpoints/        the newest few; see `sibra_dist.training.checkpoint`
   best/               the model at its best validation metric
+  profile/            traces and phases, if a profile was asked for
+  stop                asks the run to stop, and is removed when it has
   evaluation/<split>/ metrics.json, written by `sibra-dist evaluate`
 """
 
@@ -44,6 +46,8 @@ class RunFolder:
         self.best = self.path / "best"
         self.progress = self.path / "progress.json"
         self.error = self.path / "error.json"
+        self.stop = self.path / "stop"
+        self.profile = self.path / "profile"
 
     @property
     def exists(self) -> bool:
@@ -108,7 +112,7 @@ class RunFolder:
 
     def record(self, metrics: dict[str, Any]) -> None:
         """Add an evaluation; what an interrupted run recorded beyond its last checkpoint is replaced."""
-        lines = [line for line in self.metrics() if line["epoch"] < metrics["epoch"]]
+        lines = [line for line in self.metrics() if line["steps"] < metrics["steps"]]
         text = "".join(json.dumps(line) + "\n" for line in [*lines, metrics])
         write_atomically(self.path / "metrics.jsonl", text.encode())
 

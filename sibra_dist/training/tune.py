@@ -25,7 +25,8 @@ from sibra_dist.data.dataset import open_dataset
 from sibra_dist.data.storage import write_atomically
 from sibra_dist.errors import ConfigError, TrainingError
 from sibra_dist.training.config import SearchConfig, TrainConfig, TuneConfig
-from sibra_dist.training.loop import Callbacks, Trainer
+from sibra_dist.training.loop import Trainer
+from sibra_dist.training.progress import Callbacks
 from sibra_dist.training.ray_train import require, start_ray, train_on_ray, uses_gpu
 from sibra_dist.training.run_folder import RunFolder
 

@@ -11,7 +11,8 @@ from sibra_dist.data.dataset import Dataset
 from sibra_dist.models import MODELS, build_model
 from sibra_dist.models.base import Recommender
 from sibra_dist.training.config import TrainConfig
-from sibra_dist.training.loop import Callbacks, Trainer
+from sibra_dist.training.loop import Trainer
+from sibra_dist.training.progress import Callbacks
 from sibra_dist.training.run_folder import RunFolder
 from tests.planted import GROUPS
 

@@ -143,7 +143,7 @@ def test_an_id_is_replaced_with_the_probability_and_alike_in_any_part_of_the_bat
     # Five standard deviations of a mean of so many draws; an item's draws are alike within an example.
     assert float(replaced[has_content].double().mean()) == pytest.approx(0.3, abs=5 * (0.3 * 0.7 / count) ** 0.5)
     model.eval()
-    kept = hardest(model, batch, 1)
+    kept = hardest(model, batch, model.read(batch), 1)
     torch.testing.assert_close(model(kept).scores[:, 1], scores[:, 1:].amax(1))
 
 

@@ -286,4 +286,4 @@ def model_and_batch(case: str, dataset: Dataset, ranks: Ranks, **training: objec
     values = {"dataset": "here", "model": plain, "training": {**TRAINING, **training}}
     config = validate(TrainConfig, values, where="test")
     model = build_model(config.model, dataset, seed=0).train()
-    return model, make_batches(config, dataset, model, ranks, torch.device("cpu")).batch(0, 0)
+    return model, make_batches(config, dataset, model, ranks).batch(0, 0)

@@ -13,7 +13,9 @@ from sibra_dist.errors import CheckpointError, TrainingError
 from sibra_dist.models.base import StepOutput
 from sibra_dist.training.checkpoint import load_newest
 from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run, read_evaluation
-from sibra_dist.training.loop import Callbacks, Progress, Trainer, hardest
+from sibra_dist.training.loop import Trainer, hardest
+from sibra_dist.training.progress import Callbacks, Progress
+from sibra_dist.training.reading import Part
 from sibra_dist.training.run_folder import RunFolder
 from tests.planted import write_planted
 from tests.training.conftest import make_config
@@ -108,7 +110,9 @@ def test_the_loss_reads_the_labels(weighted: Path, tmp_path: Path) -> None:
     # Each positive moves the loss by (1 - label) times the difference of its two terms, which is its logit.
     expected = ((1 - batch.labels) * scores[:, 0]).sum() / batch.total_weight / scores.shape[1]
     assert expected.abs() > 1e-3
-    torch.testing.assert_close(soft._step(batch) - hard._step(relabelled), expected, atol=1e-5, rtol=1e-3)
+    for trainer, labelled in ((soft, batch), (hard, relabelled)):
+        trainer._step([Part(labelled, trainer.model.read(labelled))], 0)
+    torch.testing.assert_close(soft.losses[0] - hard.losses[0], expected, atol=1e-5, rtol=1e-3)
 
 
 class ByNumber(torch.nn.Module):
@@ -119,7 +123,7 @@ class ByNumber(torch.nn.Module):
         self.table = torch.nn.Parameter(table)
         self.calls: list[tuple[bool, bool]] = []
 
-    def forward(self, batch: TrainBatch) -> StepOutput:
+    def step(self, batch: TrainBatch, read: None) -> StepOutput:
         self.calls.append((self.training, torch.is_grad_enabled()))
         return StepOutput(self.table[batch.items])
 
@@ -130,7 +134,7 @@ def test_hardest_negatives_are_the_highest_scored_of_the_pool(weighted: Path, tm
     # Told apart by column, so that what belongs together can be seen to stay together.
     pool = replace(batch, log_counts=torch.arange(12.0).repeat(64, 1))
     model = ByNumber(torch.randn(80, generator=torch.Generator().manual_seed(0)))
-    found = hardest(model, pool, 4)  # type: ignore[arg-type]
+    found = hardest(model, pool, None, 4)  # type: ignore[arg-type]
     assert model.calls == [(False, False)]
     assert model.training
     for row in range(64):
@@ -146,9 +150,15 @@ def test_hardest_negatives_are_the_highest_scored_of_the_pool(weighted: Path, tm
 def test_a_step_trains_on_the_hardest_of_the_pool(weighted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = start(tmp_path / "run", weighted, training__sampler={"pool": 12})
     seen: list[tuple[bool, torch.Tensor]] = []
-    trainer.model.register_forward_hook(lambda model, inputs, output: seen.append((model.training, inputs[0].items)))
+    step = trainer.model.step
+
+    def watched(batch: Any, read: Any) -> StepOutput:
+        seen.append((trainer.model.training, batch.items))
+        return step(batch, read)
+
+    monkeypatch.setattr(trainer.model, "step", watched)
     batch = trainer.batches.batch(0, 0)
-    trainer._step(batch)
+    trainer._step([Part(batch, trainer.model.read(batch))], 0)
     assert [(training, items.shape[1]) for training, items in seen] == [(False, 13), (True, 5)]
     assert torch.equal(seen[0][1], batch.items)
 
@@ -212,29 +222,32 @@ def test_without_patience_all_epochs_are_trained(planted: Path, tmp_path: Path, 
 def test_learning_rate_follows_the_schedule(planted: Path, tmp_path: Path) -> None:
     rates: list[float] = []
     trainer = start(tmp_path / "run", planted, training__schedule="cosine", training__epochs=2, training__learning_rate=0.5)
-    original = trainer._step
-
-    def watched(batch: Any) -> torch.Tensor:
-        loss = original(batch)
-        rates.append(trainer.optimizer.param_groups[0]["lr"])
-        return loss
-
-    trainer._step = watched  # type: ignore[method-assign]
+    optimizer = trainer.optimization.optimizer
+    optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
     trainer.fit()
     total = 2 * trainer.batches.steps_per_epoch
     assert rates == pytest.approx([0.25 * (1 + math.cos(math.pi * step / total)) for step in range(total)])
 
 
 def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(planted: Path, tmp_path: Path) -> None:
+    """It is told whose example it was, and which gradient was the largest."""
     trainer = start(tmp_path / "run", planted, training__epochs=2, training__checkpoint_every=2)
-    original = trainer._step
+    original = trainer._losses
+    names = dict(trainer.model.named_parameters())
+    large = "items.encoders.of_cover.linear.weight"
 
-    def poisoned(batch: Any) -> torch.Tensor:
-        loss = original(batch)
-        return loss * math.nan if (trainer.position.epoch, trainer.position.step) == (1, 3) else loss
+    def poisoned(part: Part) -> torch.Tensor:
+        losses = original(part)
+        at = (trainer.position.epoch, trainer.position.step)
+        if at == (1, 2):
+            losses = losses + 1e6 * names[large].sum()
+        factors = torch.ones_like(losses).index_fill(0, torch.tensor(5), math.nan)
+        return losses * factors if at == (1, 3) else losses
 
-    trainer._step = poisoned  # type: ignore[method-assign]
-    with pytest.raises(TrainingError, match=r"the loss of epoch 1, step 3 is not finite"):
+    trainer._losses = poisoned  # type: ignore[method-assign]
+    batch = trainer.batches.batch(1, 3)
+    who = f"user u{int(batch.users[5]):04} with item i{int(batch.items[5, 0]):04} .example 5 of rank 0."
+    with pytest.raises(TrainingError, match=rf"of epoch 1, step 3 is not finite; first at {who}.*that of {large}, of length"):
         trainer.fit()
     kept = load_newest(tmp_path / "run" / "checkpoints", open_dataset(planted).manifest.digest)
     assert kept is not None

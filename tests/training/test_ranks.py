@@ -13,7 +13,8 @@ from sibra_dist.config import validate
 from sibra_dist.data.dataset import open_dataset
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run, read_evaluation
-from sibra_dist.training.loop import Callbacks, Trainer
+from sibra_dist.training.loop import Trainer
+from sibra_dist.training.progress import Callbacks
 from sibra_dist.training.ranks import Ranks
 from sibra_dist.training.run_folder import RunFolder
 from tests.training.conftest import make_config

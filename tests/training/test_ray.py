@@ -24,7 +24,8 @@ from sibra_dist.training import ray_train
 from sibra_dist.training.checkpoint import load_newest
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run, read_evaluation
-from sibra_dist.training.loop import Callbacks, Progress, Trainer
+from sibra_dist.training.loop import Trainer
+from sibra_dist.training.progress import Callbacks, Progress
 from sibra_dist.training.ray_train import evaluate_on_ray, start_ray, train_on_ray
 from sibra_dist.training.run_folder import RunFolder
 from sibra_dist.training.tune import search
@@ -64,14 +65,14 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_undisturbed(
     def killed(payload: dict[str, Any]) -> None:
         step = Trainer._step
 
-        def deadly(self: Trainer, batch: Any) -> torch.Tensor:
+        def deadly(self: Trainer, parts: Any, number: int) -> torch.Tensor:
             at = (self.position.epoch, self.position.step)
             if self.ranks.rank == 1 and not marker.exists() and at == (1, 5):
                 marker.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.ranks.rank == 1 and marker.exists() and not restarted.exists():
                 restarted.write_text(f"{at}")
-            return step(self, batch)
+            return step(self, parts, number)
 
         Trainer._step = deadly  # type: ignore[method-assign]  # in the worker's own process
         original(payload)

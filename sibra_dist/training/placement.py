@@ -1,0 +1,47 @@
+"""On which device a rank trains, and where the data lie that it reads."""
+
+import os
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sibra_dist.data.dataset import Dataset
+from sibra_dist.data.transfer import map_tensors
+from sibra_dist.errors import ConfigError
+
+RESIDENT_SHARE = 0.5
+"""Of a device's free memory, what data may take: the rest is for parameters, their optimizer and activations."""
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device of this rank: `cpu`, or `cuda` by the launcher's local rank, or for `auto` what there is."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("training.device is cuda, but this machine has no GPU that torch can use: set it to auto or cpu")
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % max(torch.cuda.device_count(), 1))
+
+
+def place(dataset: Dataset, device: torch.device, wanted: Literal["auto", "same", "cpu"] = "auto") -> Dataset:
+    """The dataset on the device that trains, or where it is, mapped from the node's cache, if it is too large for that."""
+    if device.type == "cpu" or wanted == "cpu":
+        return dataset
+    if wanted == "auto":
+        free, _ = torch.cuda.mem_get_info(device)
+        if size_of(dataset) > free * RESIDENT_SHARE:
+            return dataset
+    return dataset.to(device)
+
+
+def size_of(dataset: Dataset) -> int:
+    """Bytes of what training and evaluation read of a dataset."""
+    total = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal total
+        total += tensor.nbytes
+        return tensor
+
+    map_tensors((dataset.users, dataset.items, dataset.held_out), count)
+    return total

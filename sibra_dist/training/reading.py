@@ -1,0 +1,93 @@
+"""Supplies the steps of an epoch with what they read: the batch, and the data that the model needs for it.
+
+What a step reads is a function of (seed, epoch, step) and of no parameter. So a thread can read for the next step while a
+step is computed: on a GPU beside the computation, on a stream of its own, and from data that stay in main memory by way of
+pinned memory. What depends on the data in its shape, and so has to wait for the device, is all in here.
+"""
+
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sibra_dist.data.batches import Batches
+from sibra_dist.data.transfer import map_tensors, to_device
+from sibra_dist.data.user_batches import AnyBatch, UserBatches
+from sibra_dist.models.base import Recommender
+from sibra_dist.phases import phase
+
+
+class Part(NamedTuple):
+    """What is computed at once: a rank's share of a step, or where gradients are accumulated a part of it."""
+
+    batch: AnyBatch
+    read: Any
+    """What the model reads of the data for this batch"""
+
+
+class _Arriving(NamedTuple):
+    parts: list[Part]
+    ready: Any
+    """torch.cuda.Event after which they are there; None: they are"""
+
+
+class Reader:
+    """Reads for the steps of a model that trains on a device."""
+
+    def __init__(
+        self, batches: Batches | UserBatches, model: Recommender, device: torch.device, parts: int, ahead: bool
+    ) -> None:
+        """Prepare to read, each step in so many parts, and while the step before is computed if `ahead`."""
+        self._batches = batches
+        self._model = model
+        self._device = device
+        self._parts = parts
+        self._ahead = ahead
+        self._stream = torch.cuda.Stream(device) if ahead and device.type == "cuda" else None
+
+    def epoch(self, epoch: int, first: int) -> Generator[list[Part], None, None]:
+        """The parts of each step of an epoch, from step number `first` on."""
+        steps = range(first, self._batches.steps_per_epoch)
+        if not self._ahead:
+            for step in steps:
+                yield self._read(epoch, step).parts
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as thread:
+            coming = [thread.submit(self._read, epoch, step) for step in steps[:1]]
+            for step in steps:
+                arriving = coming.pop().result()
+                if step + 1 in steps:
+                    coming.append(thread.submit(self._read, epoch, step + 1))
+                yield self._arrived(arriving)
+
+    @torch.no_grad()
+    def _read(self, epoch: int, step: int) -> _Arriving:
+        with phase("batch"), torch.cuda.stream(self._stream) if self._stream else nullcontext():
+            parts = []
+            for part in range(self._parts):
+                batch = self._batches.batch(epoch, step, part)
+                read = Part(batch, self._model.read(batch))
+                if self._device.type == "cuda":
+                    read = map_tensors(read, _pinned)
+                parts.append(to_device(read, self._device))
+            return _Arriving(parts, self._stream.record_event() if self._stream else None)
+
+    def _arrived(self, arriving: _Arriving) -> list[Part]:
+        """Make the computation wait for what was read on the other stream, whose memory it uses from now on."""
+        if arriving.ready is not None:
+            computing = torch.cuda.current_stream(self._device)
+            computing.wait_event(arriving.ready)
+
+            def note(tensor: Tensor) -> Tensor:
+                tensor.record_stream(computing)
+                return tensor
+
+            map_tensors(arriving.parts, note)
+        return arriving.parts
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_cuda else tensor.pin_memory()

@@ -1,0 +1,53 @@
+"""Stops a run in good order: at the next step it writes a checkpoint and ends.
+
+A run is asked to stop by SIGTERM, which clusters send before they take a machine away, or by a file named `stop` in its
+folder, which any machine that sees the folder can make.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+POLL_SECONDS = 1.0
+
+
+class StopRequest:
+    """Whether this process has been asked to stop."""
+
+    def __init__(self, asked_elsewhere: Callable[[], bool] = lambda: False) -> None:
+        """Nothing is asked yet; `asked_elsewhere` is looked at about once a second."""
+        self._asked = False
+        self._elsewhere = asked_elsewhere
+        self._looked = -POLL_SECONDS
+
+    def __bool__(self) -> bool:
+        now = time.monotonic()
+        if not self._asked and now - self._looked >= POLL_SECONDS:
+            self._looked = now
+            self._asked = self._elsewhere()
+        return self._asked
+
+    def ask(self, *_: Any) -> None:
+        """Ask this process to stop."""
+        self._asked = True
+
+
+@contextmanager
+def on_sigterm(act: Callable[..., None]) -> Iterator[None]:
+    """Call `act` when SIGTERM arrives; a second one ends the process as ever. Only the main thread can listen for it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        act()
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
