@@ -14,7 +14,7 @@ from sibra_dist.data.dataset import Csr, Dataset, open_dataset
 from sibra_dist.data.presence import Hidden
 from sibra_dist.errors import ConfigError
 from sibra_dist.models import build_model
-from sibra_dist.models.interactions import InteractionsEncoder
+from sibra_dist.models.interactions import InteractionsEncoder, InteractionsRead
 from sibra_dist.models.single_branch import SingleBranch, SingleBranchConfig
 from sibra_dist.training.config import TrainConfig
 from tests.planted import write_planted
@@ -268,13 +268,13 @@ def test_id_is_a_modality(dataset: Dataset) -> None:
 def test_each_distinct_pair_is_encoded_once(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(dataset)
     calls: list[Tensor] = []
-    original = InteractionsEncoder.forward
+    original = InteractionsEncoder.read
 
-    def counted(self: InteractionsEncoder, entities: Tensor, *others: object) -> Tensor:
+    def counted(self: InteractionsEncoder, entities: Tensor, *others: object) -> InteractionsRead:
         calls.append(entities)
         return original(self, entities, *others)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(InteractionsEncoder, "forward", counted)
+    monkeypatch.setattr(InteractionsEncoder, "read", counted)
     batch = batch_of(model, dataset, size=200, negatives=4)
     model(batch)
     assert len(calls) == 2
