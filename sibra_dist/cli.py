@@ -7,9 +7,11 @@ by the verbs that need them, so that the others start at once.
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,7 +21,7 @@ from rich.logging import RichHandler
 
 from sibra_dist import __version__
 from sibra_dist.config import load_config
-from sibra_dist.errors import ConfigError, SibraError
+from sibra_dist.errors import ConfigError, SibraError, TrainingStopped
 from sibra_dist.terminal import console, errors, progress_bar, stages
 
 app = typer.Typer(
@@ -47,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warnings.simplefilter("ignore")  # libraries' deprecations are for developers; the tests turn them into errors
     try:
         app(args=None if arguments is None else list(arguments), prog_name="sibra-dist")
+    except TrainingStopped as stopped:
+        typer.echo(stopped, err=True)
+        sys.exit(128 + signal.SIGTERM)
     except SibraError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
@@ -120,17 +125,27 @@ def train(
     ] = None,
     overrides: Overrides = None,
     to: Annotated[Path | None, typer.Option(help="Run folder; by default runs/CONFIG-DATE-TIME.")] = None,
-    workers: Workers = 0,
+    workers: Annotated[
+        str,
+        typer.Option(
+            metavar="N|MIN:MAX", help="Ray Train workers; MIN:MAX: as the cluster has room; 0 trains in this process."
+        ),
+    ] = "0",
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue this run instead of starting one.")] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Take traces, and show the time of each phase of a step.")] = False,
 ) -> None:
-    """Train a model and keep its best state in a run folder."""
+    """Train a model and keep its best state in a run folder.
+
+    SIGTERM, or a file `stop` in the run folder, makes it write a checkpoint and end with exit code 143. Processes that
+    `python -m torch.distributed.run -m sibra_dist.cli train ...` starts train together.
+    """
     from sibra_dist.data.dataset import open_dataset
-    from sibra_dist.report import training_summary
+    from sibra_dist.report import profile_table, training_summary
     from sibra_dist.training.config import TrainConfig
-    from sibra_dist.training.loop import Trainer
-    from sibra_dist.training.progress import Callbacks
+    from sibra_dist.training.launch import process_group, read_workers, train_here
     from sibra_dist.training.run_folder import RunFolder, open_run
 
+    bounds = read_workers(workers)
     if resume is not None:
         if config is not None or to is not None:
             raise ConfigError("--resume continues a run with its own configuration: give no CONFIG, settings or --to beside it")
@@ -142,15 +157,24 @@ def train(
         dataset = open_dataset(settings.dataset)
         settings = settings.model_copy(update={"dataset": str(dataset.place)})
         run = RunFolder(to or Path("runs") / f"{Path(config).stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
-        run.create(settings, dataset)
-    with progress_bar() as show:
-        if workers == 0:
-            Trainer(settings, dataset, run, Callbacks(progress=show)).fit()
-        else:
-            from sibra_dist.training.ray_train import train_on_ray
+    with process_group(settings.training) as ranks:
+        if bounds.most and ranks.world > 1:
+            raise ConfigError("--workers starts workers with Ray, and these processes were started already: leave it out")
+        run = ranks.agree(run)
+        if resume is None and ranks.leads:
+            run.create(settings, dataset)
+        ranks.wait()
+        with progress_bar() if ranks.leads else nullcontext(lambda progress: None) as show:
+            if bounds.most:
+                from sibra_dist.training.ray_train import train_on_ray
 
-            train_on_ray(run, settings, workers, show)
-    console.print(training_summary(run), soft_wrap=True)
+                train_on_ray(run, settings, bounds, show, profile=profile)
+            else:
+                train_here(run, settings, dataset, show, profile=profile)
+    if ranks.leads:
+        if profile:
+            console.print(profile_table(run.profile))
+        console.print(training_summary(run), soft_wrap=True)
 
 
 @app.command()

@@ -6,10 +6,14 @@ that is not a `SibraError` is a defect of this package and keeps its traceback.
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 
 class SibraError(Exception):
     """Something the user can put right."""
+
+    passing: ClassVar[bool] = False
+    """Whether it may go by itself, so that workers that failed with it are started again."""
 
 
 class ConfigError(SibraError):
@@ -34,6 +38,12 @@ class TrainingError(SibraError):
 
 class TrainingStopped(SibraError):
     """Training that was asked to stop and did, after a checkpoint: it can be continued."""
+
+
+class RankTimeoutError(SibraError):
+    """Another rank did not take part in time."""
+
+    passing = True
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -14,6 +14,7 @@ from sibra_dist.description import Description, EntitiesDescription, Modality
 from sibra_dist.errors import CheckpointError
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.evaluation import EvaluationRequest, read_evaluation
+from sibra_dist.training.profiling import WARM_UP, read_profile
 from sibra_dist.training.run_folder import RunFolder
 
 COMPARED = ("ndcg@10", "recall@10", "precision@10", "map@10", "hit_rate@10", "mrr@10", "coverage@10")
@@ -84,6 +85,25 @@ def training_summary(run: RunFolder) -> Text:
         f"trained {evaluations[-1]['epoch']} epochs; best {monitor} {best[monitor]:.4f} after epoch {best['epoch']}\n"
         f"run folder {run.path}; evaluate it with `sibra-dist evaluate {run.path}`"
     )
+
+
+def profile_table(folder: Path) -> RenderableType:
+    """Where the time of training steps, and of an evaluation, went; from the profile in a run's folder."""
+    profile = read_profile(folder)
+    parts: list[RenderableType] = []
+    for name, unit in (("steps", "a step"), ("evaluation", "an evaluation")):
+        if name not in profile:
+            continue
+        count, seconds = profile[name]["count"], profile[name]["seconds"]
+        table = _figures("phase", f"ms {unit}", "share", words=1)
+        total = sum(seconds.values())
+        for phase, taken in seconds.items():
+            table.add_row(phase, f"{1e3 * taken / count:.2f}", f"{taken / total:.1%}")
+        table.add_row("all", f"{1e3 * total / count:.2f}", "")
+        parts += [table, Text()]
+    if not parts:
+        return Text(f"nothing was profiled: an epoch needs more than {WARM_UP} steps, and training had nothing left to do")
+    return Group(*parts, Text(f"traces for chrome://tracing or https://ui.perfetto.dev in {folder}"))
 
 
 def evaluation_table(result: dict[str, Any]) -> Group:

@@ -81,6 +81,9 @@ class TrainingConfig(Config):
     """Whether a thread reads the data of the next step while a step is computed; null: on a GPU."""
     max_failures: int = 3
     """Times that failed workers are replaced and training goes on from the last checkpoint; -1: without limit."""
+    resize_every: Annotated[float, Field(ge=0)] = 60.0
+    """Seconds between two looks at whether the cluster has room for more workers, where their number may change. They then
+    start again from the last checkpoint."""
     rank_timeout: Annotated[float, Field(gt=0)] = 600.0
     """Seconds that a rank waits for the others before it says which one it waits for, and gives up."""
 

@@ -41,6 +41,7 @@ logger = logging.getLogger("sibra_dist")
 
 LOOKING_STEPS = {"cpu": 1, "cuda": 50}
 """Steps between two looks at what the device has found: a GPU's work is not waited for in each."""
+LEAVING_SECONDS = 1.0
 
 
 class Trainer:
@@ -79,7 +80,7 @@ class Trainer:
         self.seed = config.seed
         self.run = run
         self.callbacks = callbacks or Callbacks()
-        self.stop = stop or StopRequest()
+        self.stop = StopRequest() if stop is None else stop
         self.ranks = Ranks.current()
         self.whereabouts = Whereabouts(self.ranks)
         self.device = device or pick_device(self.config.device)
@@ -105,6 +106,8 @@ class Trainer:
         self._meter = Meter(self.config.batch_size)
         self._metric: float | None = None
         self._evaluated = 0.0
+        self._wondered = time.monotonic()
+        self._leaving = False
 
     def fit(self) -> Position:
         """Train until the epochs are done or early stopping says so.
@@ -137,13 +140,12 @@ class Trainer:
                 if self.profile is not None:
                     self.profile.before_step()
                 self.whereabouts.note("batch", epoch, step)
-                stopping = self._step(next(steps), step)
+                self._step(next(steps), step)
                 if self.profile is not None:
                     self.profile.after_step(is_last)
                 if (step + 1) % LOOKING_STEPS[self.device.type] == 0:
                     self._require_finite()
-                    if stopping > 0:
-                        self._stop()
+                    self._heed()
                 if self.callbacks.stepped is not None:
                     self.callbacks.stepped(epoch, step, float(self.losses[step]))
                 if self._meter.step():
@@ -153,8 +155,8 @@ class Trainer:
                     if self.position.finished:
                         return
 
-    def _step(self, parts: list[Part], step: int) -> Tensor:
-        """One optimisation step; returns how many ranks have been asked to stop, on the device.
+    def _step(self, parts: list[Part], step: int) -> None:
+        """One optimisation step.
 
         Each rank divides by the weight of the *global* batch, so the sum over ranks is the mean over all examples.
         """
@@ -170,16 +172,31 @@ class Trainer:
             of_parts.append(loss.detach())
         with phase("communicate"):
             self.whereabouts.note("communicate", self.position.epoch, step)
-            asked = torch.full_like(of_parts[0], float(bool(self.stop)))
-            values = self.ranks.reduce_step(self.model, torch.stack([torch.stack(of_parts).sum(), asked]))
-            loss, stopping = values[0], values[1]
+            loss = torch.stack(of_parts).sum()
+            asked = loss.new_tensor([bool(self.stop), self._wonders()])
+            values = self.ranks.reduce_step(self.model, torch.cat([loss[None], asked]))
+            loss, self._asked = values[0], values[1:]
         with phase("optimise"):
             norms = self.optimization.norms()
             self.watch.note(step, torch.cat(of_examples), loss, norms)
             self.optimization.step(self.steps_done, norms)
         self.losses[step] = loss
         self.position = replace(self.position, step=step + 1)
-        return stopping
+
+    def _wonders(self) -> bool:
+        """Whether this rank finds that it is time to ask whether a machine is about to be taken away."""
+        return self.callbacks.leaving is not None and self.ranks.leads and time.monotonic() - self._wondered > LEAVING_SECONDS
+
+    def _heed(self) -> None:
+        """Do what any rank was asked to do, on all of them."""
+        stopping, wondering = self._asked.tolist()
+        if stopping:
+            self._stop()
+        if wondering and self.callbacks.leaving is not None:
+            self._wondered = time.monotonic()
+            was_leaving, self._leaving = self._leaving, self.callbacks.leaving()
+            if self._leaving and not was_leaving:
+                self._save_checkpoint()
 
     def _losses(self, part: Part) -> Tensor:
         """The losses of the examples of a part, float32 [B]."""
@@ -294,6 +311,8 @@ class Trainer:
 
     def _stop(self) -> None:
         self._save_checkpoint()
+        if self.ranks.leads:
+            self.run.stop.unlink(missing_ok=True)
         raise TrainingStopped(
             f"training was asked to stop and has stopped after step {self.position.step} of epoch {self.position.epoch}. "
             f"Continue it with `sibra-dist train --resume {self.run.path}`"

@@ -9,6 +9,7 @@ While a profile is taken nothing is read ahead, so that phases follow each other
 """
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -69,6 +70,7 @@ class TrainingProfile:
         self._folder.mkdir(parents=True, exist_ok=True)
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._device.type == "cuda" else [])]
         spans = Spans(self._device)
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler's own log goes to the terminal
         with profile(activities=activities) as trace:
             with spans.listening():
                 yield
@@ -80,6 +82,7 @@ class TrainingProfile:
 
 
 def read_profile(folder: Path) -> dict[str, Any]:
-    """What was written: for `steps` and `evaluation` the `count` and `seconds` by phase."""
-    result: dict[str, Any] = json.loads((folder / RESULT).read_text())
+    """What was written: for `steps` and `evaluation`, as far as they were profiled, the `count` and `seconds` by phase."""
+    path = folder / RESULT
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return result

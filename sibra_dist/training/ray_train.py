@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from math import ceil
 from typing import Any
 
 import ray
@@ -23,12 +24,14 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from sibra_dist.config import to_plain, validate
 from sibra_dist.data.dataset import open_dataset
 from sibra_dist.data.storage import write_atomically
-from sibra_dist.errors import SibraError, TrainingError
+from sibra_dist.errors import SibraError, TrainingError, TrainingStopped
 from sibra_dist.training.config import TrainConfig, TrainingConfig
 from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run
+from sibra_dist.training.launch import Workers
 from sibra_dist.training.loop import Trainer
 from sibra_dist.training.progress import Callbacks, Progress
 from sibra_dist.training.run_folder import RunFolder
+from sibra_dist.training.stopping import StopRequest, on_sigterm
 
 POLL_SECONDS = 0.5
 
@@ -36,25 +39,33 @@ POLL_SECONDS = 0.5
 def train_on_ray(
     run: RunFolder,
     config: TrainConfig,
-    workers: int,
+    workers: Workers,
     progress: Callable[[Progress], None] = lambda progress: None,
     callbacks: Sequence[UserCallback] = (),
+    *,
+    profile: bool = False,
 ) -> None:
-    """Train, or continue, the run in a folder on `workers` Ray Train workers.
+    """Train, or continue, the run in a folder on Ray Train workers, and profile some steps of it if asked to.
+
+    SIGTERM makes the workers write a checkpoint and end.
 
     Raises:
         SibraError: what a worker raised that the user can put right.
+        TrainingStopped: it was asked to stop.
         TrainingError: workers failed more often than `training.max_failures`.
     """
-    payload = {"run": str(run.path.resolve()), "config": to_plain(config)}
-    with _following(run, progress):
+    payload = {"run": str(run.path.resolve()), "config": to_plain(config), "profile": profile}
+    start_ray(workers.most)
+    run.stop.unlink(missing_ok=True)
+    with _following(run, progress), on_sigterm(run.stop.touch):
         _run(_train_worker, payload, run, workers, config.training, callbacks)
 
 
 def evaluate_on_ray(run: RunFolder, config: TrainConfig, request: EvaluationRequest, workers: int) -> None:
     """Evaluate a run on `workers` Ray Train workers, which share out its users; see `evaluate_run`."""
     payload = {"run": str(run.path.resolve()), "request": asdict(request)}
-    _run(_evaluate_worker, payload, run, workers, config.training, ())
+    start_ray(workers)
+    _run(_evaluate_worker, payload, run, Workers(workers, workers), config.training, ())
 
 
 def start_ray(workers: int) -> None:
@@ -95,19 +106,23 @@ def _run(
     worker: Callable[[dict[str, Any]], None],
     payload: dict[str, Any],
     run: RunFolder,
-    workers: int,
+    workers: Workers,
     config: TrainingConfig,
     callbacks: Sequence[UserCallback],
 ) -> None:
-    start_ray(workers)
-    use_gpu = uses_gpu(config, workers)
-    require("GPU" if use_gpu else "CPU", workers)
+    use_gpu = uses_gpu(config, workers.least)
+    require("GPU" if use_gpu else "CPU", workers.least)
     run.error.unlink(missing_ok=True)
+    # By name, as the types that Ray states are those of its former interface.
+    scaling: dict[str, Any] = {"num_workers": workers.least, "use_gpu": use_gpu}
+    if workers.most > workers.least:
+        scaling |= {"num_workers": tuple(workers), "elastic_resize_monitor_interval_s": config.resize_every}
     trainer = TorchTrainer(
         worker,
         train_loop_config=payload,
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
+        # Objects travel by way of main memory, with gloo, on any device.
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout_s=ceil(config.rank_timeout)),
+        scaling_config=ScalingConfig(**scaling),
         run_config=RunConfig(
             name="ray",
             storage_path=str(run.path.resolve()),
@@ -127,15 +142,18 @@ def _run(
 
 @contextmanager
 def _recording_errors(run: RunFolder) -> Iterator[bool]:
-    """On a worker: an error that the user must put right is written down for the driver, and not tried again.
+    """On a worker: an error that does not go by itself is written down for the driver, and not tried again.
 
     Yields False when an earlier attempt has already written one.
     """
     try:
         yield not run.error.exists()
     except SibraError as error:
-        write_atomically(run.error, json.dumps({"kind": type(error).__name__, "message": str(error)}).encode())
-        raise
+        if not error.passing:
+            write_atomically(run.error, json.dumps({"kind": type(error).__name__, "message": str(error)}).encode())
+        # All ranks stop in the same step: they are done, and none has to be started again.
+        if not isinstance(error, TrainingStopped):
+            raise
 
 
 def _raise_recorded(run: RunFolder) -> None:
@@ -161,8 +179,14 @@ def _train_worker(payload: dict[str, Any]) -> None:
         def report(metrics: dict[str, float]) -> None:
             ray.train.report(metrics)
 
-        dataset = open_dataset(config.dataset)
-        Trainer(config, dataset, run, Callbacks(progress=show, evaluated=report), _device()).fit()
+        stop = StopRequest(run.stop.exists)
+        callbacks = Callbacks(progress=show, evaluated=report, leaving=_leaving)
+        Trainer(config, open_dataset(config.dataset), run, callbacks, _device(), profile=payload["profile"], stop=stop).fit()
+
+
+def _leaving() -> bool:
+    """Whether a worker's machine is about to be taken away; a barrier of all workers."""
+    return ray.train.get_preemption_info() is not None
 
 
 def _evaluate_worker(payload: dict[str, Any]) -> None:

@@ -17,15 +17,16 @@ POLL_SECONDS = 1.0
 class StopRequest:
     """Whether this process has been asked to stop."""
 
-    def __init__(self, asked_elsewhere: Callable[[], bool] = lambda: False) -> None:
-        """Nothing is asked yet; `asked_elsewhere` is looked at about once a second."""
+    def __init__(self, asked_elsewhere: Callable[[], bool] = lambda: False, poll_seconds: float = POLL_SECONDS) -> None:
+        """Nothing is asked yet; `asked_elsewhere` is looked at once in so many seconds."""
         self._asked = False
         self._elsewhere = asked_elsewhere
-        self._looked = -POLL_SECONDS
+        self._poll_seconds = poll_seconds
+        self._looked = -poll_seconds
 
     def __bool__(self) -> bool:
         now = time.monotonic()
-        if not self._asked and now - self._looked >= POLL_SECONDS:
+        if not self._asked and now - self._looked >= self._poll_seconds:
             self._looked = now
             self._asked = self._elsewhere()
         return self._asked

@@ -25,6 +25,7 @@ from sibra_dist.data.dataset import open_dataset
 from sibra_dist.data.storage import write_atomically
 from sibra_dist.errors import ConfigError, TrainingError
 from sibra_dist.training.config import SearchConfig, TrainConfig, TuneConfig
+from sibra_dist.training.launch import Workers
 from sibra_dist.training.loop import Trainer
 from sibra_dist.training.progress import Callbacks
 from sibra_dist.training.ray_train import require, start_ray, train_on_ray, uses_gpu
@@ -112,7 +113,7 @@ def _trial(settings: dict[str, Any], base: dict[str, Any], trials: str, workers:
     if not run.exists:  # Ray Tune may start a trial again: then it continues
         run.create(config, dataset)
     if workers:
-        train_on_ray(run, config, workers, callbacks=[TuneReportCallback()])
+        train_on_ray(run, config, Workers(workers, workers), callbacks=[TuneReportCallback()])
     else:
         Trainer(config, dataset, run, Callbacks(evaluated=tune.report)).fit()
 

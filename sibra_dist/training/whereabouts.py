@@ -13,15 +13,12 @@ from typing import Any, NamedTuple
 
 from torch.distributed import DistError, distributed_c10d
 
+from sibra_dist.errors import RankTimeoutError
 from sibra_dist.training.ranks import Ranks
 
 BEAT_SECONDS = 1.0
 SILENT_SECONDS = 5.0
 """A rank that has said nothing for so long does not run: it was stopped, or its machine is gone."""
-
-
-class RankTimeoutError(RuntimeError):
-    """Another rank did not take part in time. Training may be tried again."""
 
 
 class Place(NamedTuple):

@@ -24,6 +24,7 @@ from sibra_dist.training import ray_train
 from sibra_dist.training.checkpoint import load_newest
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run, read_evaluation
+from sibra_dist.training.launch import Workers
 from sibra_dist.training.loop import Trainer
 from sibra_dist.training.progress import Callbacks, Progress
 from sibra_dist.training.ray_train import evaluate_on_ray, start_ray, train_on_ray
@@ -57,7 +58,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_undisturbed(
     config = make_config(planted, training__checkpoint_every=3, training__epochs=3)
     undisturbed = make_run(tmp_path / "undisturbed", config)
     told: list[Progress] = []
-    train_on_ray(undisturbed, config, 2, told.append)
+    train_on_ray(undisturbed, config, Workers(2, 2), told.append)
 
     marker, restarted = tmp_path / "killed", tmp_path / "restarted"
     original = ray_train._train_worker
@@ -65,21 +66,21 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_undisturbed(
     def killed(payload: dict[str, Any]) -> None:
         step = Trainer._step
 
-        def deadly(self: Trainer, parts: Any, number: int) -> torch.Tensor:
+        def deadly(self: Trainer, parts: Any, number: int) -> None:
             at = (self.position.epoch, self.position.step)
             if self.ranks.rank == 1 and not marker.exists() and at == (1, 5):
                 marker.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.ranks.rank == 1 and marker.exists() and not restarted.exists():
                 restarted.write_text(f"{at}")
-            return step(self, parts, number)
+            step(self, parts, number)
 
         Trainer._step = deadly  # type: ignore[method-assign]  # in the worker's own process
         original(payload)
 
     monkeypatch.setattr(ray_train, "_train_worker", killed)
     disturbed = make_run(tmp_path / "disturbed", config)
-    train_on_ray(disturbed, config, 2)
+    train_on_ray(disturbed, config, Workers(2, 2))
 
     assert restarted.read_text() == "(1, 3)"  # where the last checkpoint was, not the start
     digest = open_dataset(planted).manifest.digest
@@ -125,7 +126,7 @@ def test_what_the_user_must_put_right_is_told_and_not_tried_again(
     monkeypatch.setattr(ray_train, "_train_worker", failing)
     config = make_config(planted)
     with pytest.raises(CheckpointError, match=r"^the disk is made of cheese$"):
-        train_on_ray(make_run(tmp_path / "run", config), config, 1)
+        train_on_ray(make_run(tmp_path / "run", config), config, Workers(1, 1))
     assert tries.read_text() == "tried\n"
 
 
@@ -133,7 +134,7 @@ def test_what_the_user_must_put_right_is_told_and_not_tried_again(
 def test_more_workers_than_there_are_processors_is_told_at_once(planted: Path, tmp_path: Path) -> None:
     config = make_config(planted)
     with pytest.raises(TrainingError, match=r"^999 CPUs are wanted, but the cluster has \d+: use fewer --workers"):
-        train_on_ray(make_run(tmp_path / "run", config), config, 999)
+        train_on_ray(make_run(tmp_path / "run", config), config, Workers(999, 999))
 
 
 @pytest.mark.usefixtures("cluster")
