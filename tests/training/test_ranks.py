@@ -1,6 +1,7 @@
 """Several real processes against one: the same losses, step by step, and the same metrics."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import torch.multiprocessing
 
 from sibra_dist.config import validate
 from sibra_dist.data.dataset import open_dataset
+from sibra_dist.errors import TrainingError
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run, read_evaluation
 from sibra_dist.training.loop import Trainer
 from sibra_dist.training.progress import Callbacks
 from sibra_dist.training.ranks import Ranks
+from sibra_dist.training.reading import Part
 from sibra_dist.training.run_folder import RunFolder
 from tests.training.conftest import make_config
 
@@ -105,3 +108,38 @@ def evaluate_one(rank: int, world: int, meeting: str, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
     evaluate_run(RunFolder(folder), EvaluationRequest())
     leave()
+
+
+def train_poisoned(rank: int, world: int, meeting: str, folder: str, plain: dict[str, Any]) -> None:
+    """Rank 1 finds a loss that is not finite; each rank leaves what it is told."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    config = validate(TrainConfig, plain, where="test")
+    trainer = Trainer(config, open_dataset(config.dataset), RunFolder(folder))
+    original = trainer._losses
+
+    def poisoned(part: Part) -> torch.Tensor:
+        losses = original(part)
+        bad = rank == 1 and trainer.position.step == 3
+        return losses * torch.ones_like(losses).index_fill(0, torch.tensor(2), math.inf) if bad else losses
+
+    trainer._losses = poisoned  # type: ignore[method-assign]
+    batch = trainer.batches.batch(0, 3)
+    told = {"who": f"user u{int(batch.users[2]):04} with item i{int(batch.items[2, 0]):04} (example 2 of rank 1)"}
+    try:
+        trainer.fit()
+    except TrainingError as error:
+        told["error"] = str(error)
+    Path(f"{folder}.{rank}.json").write_text(json.dumps(told))
+    leave()
+
+
+def test_all_ranks_are_told_whose_example_had_a_loss_that_is_not_finite(planted: Path, tmp_path: Path) -> None:
+    config = make_config(planted)
+    RunFolder(tmp_path / "run").create(config, open_dataset(planted))
+    arguments = (2, str(tmp_path / "meeting"), str(tmp_path / "run"), config.model_dump(mode="json"))
+    torch.multiprocessing.start_processes(train_poisoned, args=arguments, nprocs=2, start_method="spawn")
+    told = [json.loads((tmp_path / f"run.{rank}.json").read_text()) for rank in range(2)]
+    assert told[0]["error"] == told[1]["error"]
+    assert f"of epoch 0, step 3 is not finite; first at {told[1]['who']}" in told[0]["error"]
+    assert not list((tmp_path / "run" / "checkpoints").glob("*"))
