@@ -207,6 +207,8 @@ def draw_modalities(sampling: ModalitySampling, entities: Tensor, key: int, coun
     present = sampling.present[entities]
     num_modalities = present.shape[-1]
     slots = num_modalities if sampling.draws is None else sampling.draws
+    if num_modalities == 1 and sampling.dropout is None:  # nothing to draw
+        return F.pad(torch.where(present, 0, 1), (0, slots - 1), value=EMPTY)
     numbers = counters[..., None] * num_modalities + torch.arange(num_modalities, device=present.device)
     if sampling.dropout is not None:
         random = uniform(stream(key, DROPPED), numbers)

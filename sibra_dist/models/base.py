@@ -14,7 +14,7 @@ from sibra_dist.data.presence import NOTHING_HIDDEN, Hidden
 from sibra_dist.data.transfer import to_device
 from sibra_dist.data.user_batches import AnyBatch
 from sibra_dist.models.branch import Branch
-from sibra_dist.models.linear import unit_length
+from sibra_dist.models.linear import dots_with_own, unit_length
 from sibra_dist.phases import phase
 
 COSINE_FLOOR = 1e-6
@@ -60,7 +60,7 @@ class Recommender(nn.Module, ABC):
 
     def candidate_scores(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores [B, n], logits, of users [B, d] with candidates of their own [B, n, d]; they agree with `score`."""
-        return torch.einsum("bd,bnd->bn", users, items)
+        return dots_with_own(users, items)
 
     def batch_scores(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores of the users [B, d] of a batch with their own candidates [B, n, d], or with one pool of items [P, d]."""
@@ -120,7 +120,7 @@ class Score(NamedTuple):
 
     def candidates(self, users: Tensor, items: Tensor) -> Tensor:
         """Each user [B, d] with candidates of its own [B, n, d] -> [B, n]."""
-        return self.finish(torch.einsum("bd,bnd->bn", self.prepare(users), self.prepare(items)))
+        return self.finish(dots_with_own(self.prepare(users), self.prepare(items)))
 
 
 ScoreName = Literal["dot", "cosine"]

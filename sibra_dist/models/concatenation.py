@@ -67,7 +67,7 @@ class Concatenation(nn.Module):
         """Embeddings [*, d] of what was read."""
         distinct, side, key = read
         places = side.rows.places
-        encodings = views(self.encoders(side), places) * (places != EMPTY)[..., None]
+        encodings = torch.stack(views(self.encoders(side), places), -2) * (places != EMPTY)[..., None]
         return F.embedding(distinct.inverse, self.network(encodings.flatten(1), distinct.names, key))
 
 

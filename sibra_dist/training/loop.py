@@ -27,7 +27,7 @@ from sibra_dist.training.checkpoint import Position, load_newest, save_checkpoin
 from sibra_dist.training.checks import require_served
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.optimization import Optimization
-from sibra_dist.training.placement import pick_device, place
+from sibra_dist.training.placement import keep_freed_memory, pick_device, place
 from sibra_dist.training.profiling import TrainingProfile
 from sibra_dist.training.progress import Callbacks, Meter, Progress
 from sibra_dist.training.ranks import Ranks
@@ -84,6 +84,8 @@ class Trainer:
         self.ranks = Ranks.current()
         self.whereabouts = Whereabouts(self.ranks)
         self.device = device or pick_device(self.config.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.dataset = place(dataset, self.device, self.config.data_device)
         self.model = build_model(config.model, self.dataset, config.seed).to(self.device)
         self.profile = TrainingProfile(run.profile, self.device) if profile and self.ranks.leads else None

