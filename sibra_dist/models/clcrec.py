@@ -181,7 +181,7 @@ class ContentSide(nn.Module):
         """Embed what was read."""
         distinct, content = read
         has_id, has_content = distinct.seen[:, 0], distinct.seen[:, 1:].any(1)
-        ids = F.embedding(distinct.entities, self.embedding) * has_id[:, None]
+        ids = self.embedding.lookup(distinct.entities) * has_id[:, None]
         contents = torch.zeros_like(ids)
         if self.content is not None:
             contents = self.content(content) * has_content[:, None]
