@@ -1,6 +1,7 @@
 """Training with divided tables and with lazy updates, on real processes, against one process that holds all of everything.
 
-Models are in float64 and without batch normalisation, whose statistics are each rank's own, so what is left is rounding.
+Models are in float64 and without batch normalisation, whose statistics are each rank's own, so what is left is rounding; and
+every parameter matters to the loss: Adam makes steps of any size out of a gradient that is rounding alone.
 """
 
 from collections.abc import Callable
@@ -67,7 +68,10 @@ CASES: dict[str, dict[str, Any]] = {
         "model": {"type": "neumf", "embedding_size": 8, "gmf_size": 4, "users": IDS, "items": IDS},
         "training.loss": "bce",
     },
-    "dropoutnet": {"model": {"type": "dropoutnet", "embedding_size": 8, "users": NETWORK, "items": NETWORK}},
+    "dropoutnet": {
+        "model": {"type": "dropoutnet", "embedding_size": 8, "users": NETWORK, "items": NETWORK},
+        "training.loss": "bce",
+    },
     "clcrec": {"model": {"type": "clcrec", "embedding_size": 8, "items": {**NETWORK, "contrast": {"weight": 0.01}}}},
 }
 MODES = [("replicated", "lazy"), ("row_sharded", "dense"), ("row_sharded", "lazy")]
@@ -195,16 +199,25 @@ def test_any_number_of_ranks_in_any_mode_trains_and_judges_as_one(
             )
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_rank_holds_its_share_of_rows_and_of_their_moments(ranked: Ranked, case: str) -> None:
-    for mode in MODES:
+@pytest.mark.parametrize("mode", MODES, ids="-".join)
+def test_a_rank_holds_its_share_of_rows_and_of_their_moments(ranked: Ranked, mode: tuple[str, str]) -> None:
+    tables = {
+        "sibrar": {
+            "users.encoders.of_interactions.table.weight": ITEMS,
+            "items.encoders.of_id.embedding.weight": ITEMS,
+            "items.encoders.of_interactions.table.weight": USERS,
+        },
+        "mf": {"user_embedding.weight": USERS, "item_embedding.weight": ITEMS},
+    }
+    for case, rows_of in tables.items():
         ranks = ranked[case, *mode]
-        for name, shapes in ranks[0].shapes.items():
-            rows = len(ranks[0].whole[name])
-            is_table = rows in (USERS, ITEMS) and "bias" not in name
-            share = -(-rows // len(ranks)) if is_table and mode[0] == "row_sharded" else rows
-            assert all(shape[0] == share for shape in shapes)
-        assert any(shapes[0][0] < USERS for shapes in ranks[-1].shapes.values())
+        for number, found in enumerate(ranks):
+            for name, shapes in found.shapes.items():
+                rows, width = len(found.whole[name]), shapes[0][1:]
+                if mode[0] == "row_sharded" and name in rows_of:
+                    rows = len(range(rows_of[name])[number * -(-rows // len(ranks)) :][: -(-rows // len(ranks))])
+                assert shapes == [(rows, *width)] * 3
+        assert all(len(found.whole[name]) == rows for name, rows in rows_of.items())
 
 
 def test_alone_row_sharded_is_replicated(dataset: Path, alone: dict[tuple[str, str], Found], tmp_path: Path) -> None:
@@ -236,7 +249,7 @@ def test_lazy_and_dense_differ_where_rows_are_seldom_read(alone: dict[tuple[str,
     for case in CASES:
         lazy, dense = alone[case, "lazy"], alone[case, "dense"]
         assert lazy.losses[0] == dense.losses[0]
-        assert lazy.losses != dense.losses
+        assert any(not torch.allclose(lazy.whole[name], dense.whole[name], rtol=1e-4, atol=1e-5) for name in lazy.whole)
 
 
 def test_only_tables_are_divided(dataset: Path, tmp_path: Path) -> None:
