@@ -14,7 +14,7 @@ from sibra_dist.models.branch import named_dropout
 from sibra_dist.models.encoder import Encoder, EncoderConfig, layers, linear
 from sibra_dist.models.histories import Bags, Entries, bag_sum, plan_gradient
 from sibra_dist.models.interactions import InteractionsEncoder
-from sibra_dist.models.tables import Table, drawn
+from sibra_dist.models.tables import Lookup, Table, drawn
 
 INTERACTIONS, ID = "interactions", "id"
 
@@ -39,11 +39,11 @@ class IdEncoder(Encoder):
 
     def read(
         self, entities: Tensor, key: int | None = None, excluded: Tensor | None = None, shown: Shown | None = None
-    ) -> Tensor:
+    ) -> Lookup:
         """See `Encoder`."""
-        return entities
+        return self.embedding.plan_lookup(entities)
 
-    def encode(self, read: Tensor) -> Tensor:
+    def encode(self, read: Lookup) -> Tensor:
         """See `Encoder`."""
         encoded: Tensor = self.layers(self.embedding.lookup(read))
         return encoded

@@ -22,7 +22,7 @@ from sibra_dist.data.transfer import to_device
 from sibra_dist.data.user_batches import AnyBatch
 from sibra_dist.models.base import ModelConfig, Recommender, StepOutput
 from sibra_dist.models.encoders import ID, presence
-from sibra_dist.models.tables import Table
+from sibra_dist.models.tables import Lookup, Table
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -71,9 +71,13 @@ class MatrixFactorization(Recommender):
         self.users_present = presence(ID, dataset.users)[:, None]
         self.items_present = presence(ID, dataset.items)[:, None]
 
-    def step(self, batch: AnyBatch, read: None) -> StepOutput:
+    def read(self, batch: AnyBatch) -> tuple[Lookup, Lookup]:
+        """See `Recommender`."""
+        return self.user_embedding.plan_lookup(batch.users), self.item_embedding.plan_lookup(batch.items)
+
+    def step(self, batch: AnyBatch, read: tuple[Lookup, Lookup]) -> StepOutput:
         """Scores, and the loss "regularization" where a weight of it is not zero."""
-        users, items = self.user_embedding.lookup(batch.users), self.item_embedding.lookup(batch.items)
+        users, items = self.user_embedding.lookup(read[0]), self.item_embedding.lookup(read[1])
         bias = None if self.item_bias is None else F.embedding(batch.items, self.item_bias).squeeze(-1)
         # Drawn of the one modality is either its number, 0, or 1 for "nothing is there". What is not there is left out
         # of scores and lengths, not of embeddings, which are many times as large.

@@ -12,7 +12,7 @@ from sibra_dist.data.user_batches import Shown
 from sibra_dist.models.encoder import Encoder, EncoderConfig, layers
 from sibra_dist.models.histories import Bags, Whole, weigh
 from sibra_dist.models.linear import initialize_bias, weight_bound
-from sibra_dist.models.tables import Table
+from sibra_dist.models.tables import Lookup, Table
 
 
 class LeftOut(NamedTuple):
@@ -22,8 +22,8 @@ class LeftOut(NamedTuple):
     """int64 [n]: the row that was read of each that is asked for"""
     rows: Tensor
     """int64 [m]: which of those asked for lose an entry"""
-    columns: Tensor
-    """int64 [m]: and which one"""
+    columns: Lookup
+    """m of them: and which one"""
     values: Tensor | None
     """[m]: what it counts; None: 1"""
 
@@ -88,7 +88,8 @@ class InteractionsEncoder(Encoder):
         columns, values = excluded[rows], self._histories.values
         if values is not None:
             values = values[self._histories.find(entities[rows], columns)]
-        return InteractionsRead(self._read_whole(distinct, key), left_out=LeftOut(inverse, rows, columns, values))
+        left_out = LeftOut(inverse, rows, self.table.plan_lookup(columns), values)
+        return InteractionsRead(self._read_whole(distinct, key), left_out=left_out)
 
     def encode(self, read: InteractionsRead) -> Tensor:
         """See `Encoder`."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,15 @@ class TableLayout:
     """ranks that the rows are divided over; 1: this rank has all"""
     sparse: bool = False
     """whether a gradient is a sparse tensor of the touched rows"""
+
+
+class Lookup(NamedTuple):
+    """Which rows of a table are looked up."""
+
+    places: Tensor
+    """int64 [*]: of each, its number, or where there are bags its place among them"""
+    bags: Bags | None = None
+    """Each distinct row, if the table is divided or sparse."""
 
 
 WHOLE_TABLES = TableLayout()
@@ -108,14 +118,19 @@ class Table(nn.Module):
         assert not isinstance(plan, Route)
         return bag_sum(self.weight, entries, plan, sparse=self.sparse)
 
-    def lookup(self, rows: Tensor) -> Tensor:
-        """The rows [*, width] of numbers int64 [*], which may repeat."""
+    def plan_lookup(self, rows: Tensor) -> Lookup:
+        """What `lookup` can know in advance of rows int64 [*], which may repeat: nothing of it communicates."""
         if not self.divided and not self.sparse:
-            return F.embedding(rows, self.weight)
+            return Lookup(rows)
         # Each once: so often it is sent, and so many rows its gradient has.
-        distinct, inverse = torch.unique(rows, return_inverse=True)
-        one_each = Entries(distinct, torch.arange(len(distinct), device=distinct.device))
-        return F.embedding(inverse, self.bag_sum(Bags(one_each)))
+        distinct, places = torch.unique(rows, return_inverse=True)
+        one_each = Entries(distinct.int(), torch.arange(len(distinct), device=distinct.device))
+        return Lookup(places, Bags(one_each, self.plan(one_each)))
+
+    def lookup(self, rows: Tensor | Lookup) -> Tensor:
+        """The rows [*, width] of numbers int64 [*]."""
+        places, bags = rows if isinstance(rows, Lookup) else self.plan_lookup(rows)
+        return F.embedding(places, self.weight if bags is None else self.bag_sum(bags))
 
     def extra_repr(self) -> str:
         """For a printed model."""

@@ -71,7 +71,8 @@ def found_by(rank: int, world: int, task: Task, sparse: bool, planned: bool) -> 
         table = Table(task.rows, WIDTH, torch.Tensor.normal_).double()
     entries = task.entries()
     sums = table.bag_sum(Bags(entries, table.plan(entries) if planned else None))
-    found = table.lookup(torch.tensor(task.lookups, dtype=torch.int64))
+    rows = torch.tensor(task.lookups, dtype=torch.int64)
+    found = table.lookup(table.plan_lookup(rows) if planned else rows)
     upstream = task.upstream(rank)
     ((sums * upstream[0]).sum() + (found * upstream[1]).sum()).backward()
     return {

@@ -15,6 +15,7 @@ import torch.multiprocessing
 
 from sibra_dist.config import validate, with_override
 from sibra_dist.data.dataset import open_dataset
+from sibra_dist.evaluation import evaluate
 from sibra_dist.models.tables import Table, tables_of
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.loop import Trainer
@@ -58,11 +59,12 @@ CASES: dict[str, dict[str, Any]] = {
         "training.sampler": {"pool": 8},
         "training.accumulate": 2,
     },
-    "mf": {"model": MF, "training.clip_norm": 0.05},
+    "mf": {"model": MF, "training.clip_norm": 0.05, "training.read_ahead": True},
     "mf, whole users": {"model": MF, **WHOLE_USERS},
     "dmf": {
         "model": {"type": "single_branch", "embedding_size": 8, "score": "cosine", "users": LINEAR, "items": LINEAR},
         "training.loss": "bce",
+        "training.read_ahead": True,
     },
     "neumf": {
         "model": {"type": "neumf", "embedding_size": 8, "gmf_size": 4, "users": IDS, "items": IDS},
@@ -139,6 +141,7 @@ def steps_of(values: dict[str, Any], folder: Path, after: Callable[[Trainer, int
 def train_all(rank: int, world: int, dataset: str, folder: str) -> None:
     """What each process does: every case in every mode."""
     torch.set_num_threads(1)
+    evaluate.ENCODE_TILE = 10  # so that there are more tiles of items than ranks
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting-{world}", rank=rank, world_size=world)
     found = {
         (case, *mode): steps_of(configured(Path(dataset), case, *mode), Path(folder) / "none")._asdict()
