@@ -84,26 +84,46 @@ def found_by(rank: int, world: int, task: Task, sparse: bool, planned: bool) -> 
     }
 
 
+def bytes_sent(rank: int, world: int, task: Task) -> int:
+    """By this rank, for bag sums of a table in float32 and their gradient."""
+    total, send = 0, torch.distributed.all_to_all_single
+
+    def counted(received: Tensor, sent: Tensor, *sizes: Any) -> None:
+        nonlocal total
+        total += sent.nbytes
+        send(received, sent, *sizes)
+
+    with tables_held_as(TableLayout(rank, world)), pytest.MonkeyPatch.context() as patch:
+        table = Table(task.rows, WIDTH, torch.Tensor.zero_)
+        patch.setattr(torch.distributed, "all_to_all_single", counted)
+        table.bag_sum(Bags(task.entries())).sum().backward()
+    return total
+
+
 def ask_all(rank: int, world: int, folder: str) -> None:
     """What each process does."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting-{world}", rank=rank, world_size=world)
-    found = {
+    found: dict[Any, Any] = {
         (name, sparse, planned): found_by(rank, world, tasks[rank], sparse, planned)
         for name, tasks in TASKS.items()
         if len(tasks) == world
         for sparse in (False, True)
         for planned in (False, True)
     }
+    for name, tasks in TASKS.items():
+        if len(tasks) == world:
+            found[name, "bytes sent"] = bytes_sent(rank, world, tasks[rank])
     torch.save(found, Path(folder) / f"{world}-{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool, bool], list[dict[str, Any]]]:
-    """By task, sparse, planned: what each rank found."""
-    folder, gathered = tmp_path_factory.mktemp("ranks"), {}
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, list[Any]]:
+    """By task, sparse, planned: what each rank found; and by task, "bytes sent"."""
+    folder = tmp_path_factory.mktemp("ranks")
+    gathered: dict[Any, list[Any]] = {}
     for world in (2, 4):
         torch.multiprocessing.start_processes(ask_all, args=(world, str(folder)), nprocs=world, start_method="spawn")
         ranks = [torch.load(folder / f"{world}-{rank}.pt") for rank in range(world)]
@@ -118,7 +138,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool, boo
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("name", TASKS)
 def test_sums_lookups_and_gradients_are_those_of_dense_products(
-    found: dict[tuple[str, bool, bool], list[dict[str, Any]]], name: str, sparse: bool, planned: bool
+    found: dict[Any, list[Any]], name: str, sparse: bool, planned: bool
 ) -> None:
     tasks, ranks = TASKS[name], found[name, sparse, planned]
     torch.manual_seed(7)
@@ -143,6 +163,17 @@ def test_sums_lookups_and_gradients_are_those_of_dense_products(
             assert gradient.coalesce().indices()[0].tolist() == torch.nonzero(touched[first:last]).flatten().tolist()
             gradient = gradient.to_dense()
         torch.testing.assert_close(gradient, weight.grad[first:last])
+
+
+@pytest.mark.parametrize("name", [name for name, tasks in TASKS.items() if len(tasks) > 1])
+def test_what_is_sent_is_what_the_documentation_says(found: dict[Any, list[Any]], name: str) -> None:
+    """By all ranks together: 8 h P + 4 (E + P) + 16 W, and 4 E for what entries count."""
+    tasks = TASKS[name]
+    share = -(-tasks[0].rows // len(tasks))
+    entries = sum(len(bag) for task in tasks for bag in task.bags)
+    parts = sum(len({column // share for column in bag}) for task in tasks for bag in task.bags)
+    expected = 8 * WIDTH * parts + 4 * (entries + parts) + 16 * len(tasks) ** 2 + 4 * entries * tasks[0].counts
+    assert sum(found[name, "bytes sent"]) == expected
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
