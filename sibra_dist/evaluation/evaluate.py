@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.distributed
 from torch import Tensor
 
 from sibra_dist.data.dataset import Csr, Dataset, HeldOut
-from sibra_dist.data.presence import parse_hide
+from sibra_dist.data.presence import Hidden, parse_hide
 from sibra_dist.data.transfer import to_device
 from sibra_dist.evaluation.config import EvaluationConfig
 from sibra_dist.evaluation.metrics import CatalogTallies, UserAverages, parse_metric, split_metrics
@@ -72,11 +73,15 @@ def evaluate(
     averages = UserAverages(user_names).to(device)
     tallies = CatalogTallies(catalog_names, dataset.items.histories.lengths()[candidates]).to(device)
     k = max(cutoff for _, cutoff in map(parse_metric, names))
-    embeddings = torch.cat([model.encode_items(part, hidden_items) for part in candidates.split(ENCODE_TILE)])
+    embeddings = _encode_items(model, candidates, hidden_items, ranks)
 
     holders, held_out = dataset.held_out[split]
-    for rows in torch.arange(len(holders), device=data).split(config.user_tile)[ranks[0] :: ranks[1]]:
+    for rows in _shared_out(torch.arange(len(holders), device=data), config.user_tile, ranks):
         users = holders[rows].long()
+        if not len(users):
+            # The others encode in this turn, and where tables are divided that takes all ranks.
+            model.encode_users(users, hidden_users)
+            continue
         relevant = _candidates_of(held_out, rows, position)
         masked = [(row, position[item]) for row, item in dataset.masked(split, users)]
         scored = partial(_tile, model, model.encode_users(users, hidden_users), embeddings, masked)
@@ -96,6 +101,30 @@ def evaluate(
     counts["items_without_modality"] = model.without_modality(items=True, hidden=hidden_items)
     found |= tallies.compute()
     return Evaluation({name: found[name] for name in names}, counts)
+
+
+def _encode_items(model: Recommender, items: Tensor, hidden: Hidden, ranks: tuple[int, int]) -> Tensor:
+    """Embeddings of items, [n, d]. Processes that know each other share the tiles out, and then all have all of them."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        ranks = (0, 1)
+    own = [model.encode_items(tile, hidden) for tile in _shared_out(items, ENCODE_TILE, ranks)]
+    if ranks[1] == 1:
+        return torch.cat(own)
+    tiles = items.split(ENCODE_TILE)
+    embeddings = own[0].new_empty(len(own) * ranks[1], len(tiles[0]), *own[0].shape[1:])
+    # A turn is one tile of each rank, of full length.
+    for turn, found in zip(embeddings.split(ranks[1]), own, strict=True):
+        padded = turn.new_zeros(turn.shape[1:])
+        padded[: len(found)] = found
+        torch.distributed.all_gather(list(turn.unbind()), padded)
+    return embeddings.flatten(0, 1)[: len(items)]
+
+
+def _shared_out(entities: Tensor, tile: int, ranks: tuple[int, int]) -> list[Tensor]:
+    """The tiles of this rank, which takes each `ranks[1]`-th; as many as the others', so the last may be empty."""
+    rank, world = ranks
+    tiles = entities.split(tile)
+    return [*tiles[rank::world], *[entities[:0]] * (-len(tiles) % world > world - 1 - rank)]
 
 
 def _candidates_of(held_out: Csr, rows: Tensor, position: Tensor) -> Csr:

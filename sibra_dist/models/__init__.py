@@ -13,6 +13,7 @@ from sibra_dist.models.dropoutnet import DropoutNet, DropoutNetConfig
 from sibra_dist.models.factorization import MatrixFactorization, MatrixFactorizationConfig
 from sibra_dist.models.neumf import NeuMF, NeuMFConfig
 from sibra_dist.models.single_branch import SingleBranch, SingleBranchConfig
+from sibra_dist.models.tables import WHOLE_TABLES, TableLayout, tables_held_as
 
 MODELS: dict[str, tuple[type[Recommender], type[ModelConfig]]] = {
     "single_branch": (SingleBranch, SingleBranchConfig),
@@ -30,9 +31,12 @@ else:
     AnyModelConfig = Annotated[Union[tuple(config for _, config in MODELS.values())], Field(discriminator="type")]  # noqa: UP007
 
 
-def build_model(config: ModelConfig, dataset: Dataset, seed: int) -> Recommender:
-    """A model for a dataset, its parameters drawn from `seed`; torch's global generator is left as it was."""
+def build_model(config: ModelConfig, dataset: Dataset, seed: int, layout: TableLayout = WHOLE_TABLES) -> Recommender:
+    """A model for a dataset, its parameters drawn from `seed`; torch's global generator is left as it was.
+
+    Its tables are held as `layout` says; by default this process has all of each.
+    """
     kind, _ = MODELS[config.type]
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), tables_held_as(layout):
         torch.manual_seed(seed)
         return kind(config, dataset)

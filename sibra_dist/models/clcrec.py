@@ -42,6 +42,7 @@ from sibra_dist.models.encoders import ID, presence
 from sibra_dist.models.factorization import id_embedding
 from sibra_dist.models.linear import unit_length
 from sibra_dist.models.side import ModalitiesConfig, SideEncoders, SideName, require_modalities
+from sibra_dist.models.tables import Lookup
 
 
 class ContentContrastConfig(Config):
@@ -132,6 +133,7 @@ class ContentRead(NamedTuple):
     """What is needed of some entities."""
 
     distinct: DistinctInputs
+    ids: Lookup
     content: ConcatenationRead | None
 
 
@@ -175,13 +177,13 @@ class ContentSide(nn.Module):
         """What is needed of entities int64 [*] of which the modalities `seen`, bool [*, M], are there."""
         distinct = distinct_inputs(entities, seen)
         content = None if self.content is None else self.content.read(distinct.entities, distinct.seen[:, 1:], key)
-        return ContentRead(distinct, content)
+        return ContentRead(distinct, self.embedding.plan_lookup(distinct.entities), content)
 
     def forward(self, read: "ContentRead") -> Both:
         """Embed what was read."""
-        distinct, content = read
+        distinct, looked_up, content = read
         has_id, has_content = distinct.seen[:, 0], distinct.seen[:, 1:].any(1)
-        ids = F.embedding(distinct.entities, self.embedding) * has_id[:, None]
+        ids = self.embedding.lookup(looked_up) * has_id[:, None]
         contents = torch.zeros_like(ids)
         if self.content is not None:
             contents = self.content(content) * has_content[:, None]

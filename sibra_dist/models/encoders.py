@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from zlib import crc32
 
+import torch
 from torch import Tensor, nn
 
 from sibra_dist.data.batches import stream
@@ -13,6 +14,7 @@ from sibra_dist.models.branch import named_dropout
 from sibra_dist.models.encoder import Encoder, EncoderConfig, layers, linear
 from sibra_dist.models.histories import Bags, Entries, bag_sum, plan_gradient
 from sibra_dist.models.interactions import InteractionsEncoder
+from sibra_dist.models.tables import Lookup, Table, drawn
 
 INTERACTIONS, ID = "interactions", "id"
 
@@ -29,19 +31,21 @@ class IdEncoder(Encoder):
         """Hold an embedding of each of `entities`."""
         super().__init__()
         inner = (*config.hidden_sizes, width)[0]
-        self.embedding = nn.Embedding(entities.count, inner)
-        nn.init.normal_(self.embedding.weight, std=inner**-0.5)
+        # Runs start as they always did: an nn.Embedding, which this once was, draws numbers of its own first.
+        for _ in drawn(entities.count * inner, torch.Tensor.normal_):
+            pass
+        self.embedding = Table(entities.count, inner, lambda weight: weight.normal_(std=inner**-0.5))
         self.layers = layers(config, width, activation=False)
 
     def read(
         self, entities: Tensor, key: int | None = None, excluded: Tensor | None = None, shown: Shown | None = None
-    ) -> Tensor:
+    ) -> Lookup:
         """See `Encoder`."""
-        return entities
+        return self.embedding.plan_lookup(entities)
 
-    def encode(self, read: Tensor) -> Tensor:
+    def encode(self, read: Lookup) -> Tensor:
         """See `Encoder`."""
-        encoded: Tensor = self.layers(self.embedding(read))
+        encoded: Tensor = self.layers(self.embedding.lookup(read))
         return encoded
 
 

@@ -22,6 +22,7 @@ from sibra_dist.data.transfer import to_device
 from sibra_dist.data.user_batches import AnyBatch
 from sibra_dist.models.base import ModelConfig, Recommender, StepOutput
 from sibra_dist.models.encoders import ID, presence
+from sibra_dist.models.tables import Lookup, Table
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -70,9 +71,13 @@ class MatrixFactorization(Recommender):
         self.users_present = presence(ID, dataset.users)[:, None]
         self.items_present = presence(ID, dataset.items)[:, None]
 
-    def step(self, batch: AnyBatch, read: None) -> StepOutput:
+    def read(self, batch: AnyBatch) -> tuple[Lookup, Lookup]:
+        """See `Recommender`."""
+        return self.user_embedding.plan_lookup(batch.users), self.item_embedding.plan_lookup(batch.items)
+
+    def step(self, batch: AnyBatch, read: tuple[Lookup, Lookup]) -> StepOutput:
         """Scores, and the loss "regularization" where a weight of it is not zero."""
-        users, items = F.embedding(batch.users, self.user_embedding), F.embedding(batch.items, self.item_embedding)
+        users, items = self.user_embedding.lookup(read[0]), self.item_embedding.lookup(read[1])
         bias = None if self.item_bias is None else F.embedding(batch.items, self.item_bias).squeeze(-1)
         # Drawn of the one modality is either its number, 0, or 1 for "nothing is there". What is not there is left out
         # of scores and lengths, not of embeddings, which are many times as large.
@@ -101,13 +106,13 @@ class MatrixFactorization(Recommender):
     def encode_users(self, users: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
         """Embeddings [n, d], and with an item bias one more column of ones."""
         seen, users = to_device((self._seen(users, self.users_present, hidden), users), self.device)
-        embedded = F.embedding(users, self.user_embedding) * seen
+        embedded = self.user_embedding.lookup(users) * seen
         return embedded if self.item_bias is None else F.pad(embedded, (0, 1), value=1.0)
 
     def encode_items(self, items: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
         """Embeddings [n, d], and with an item bias one more column that holds it."""
         seen, items = to_device((self._seen(items, self.items_present, hidden), items), self.device)
-        embedded = F.embedding(items, self.item_embedding)
+        embedded = self.item_embedding.lookup(items)
         if self.item_bias is not None:
             embedded = torch.cat([embedded, F.embedding(items, self.item_bias)], dim=1)
         return embedded * seen
@@ -143,6 +148,6 @@ def _of_candidates(squares: Tensor, num_examples: int, positive: float, negative
     return squares @ weights
 
 
-def id_embedding(count: int, width: int, deviation: float) -> nn.Parameter:
+def id_embedding(count: int, width: int, deviation: float) -> Table:
     """An embedding [count, width], normally distributed around 0, from torch's global generator."""
-    return nn.Parameter(torch.empty(count, width).normal_(std=deviation))
+    return Table(count, width, lambda weight: weight.normal_(std=deviation))

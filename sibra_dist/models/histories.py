@@ -149,10 +149,11 @@ class GradientPlan(NamedTuple):
 
 
 class Bags(NamedTuple):
-    """What is read of a matrix for a bag sum, and in training how its gradient is summed."""
+    """What is read of a matrix for a bag sum, and in training what its table makes of that in advance."""
 
     entries: Entries
-    plan: GradientPlan | None = None
+    plan: Any = None
+    """What `sibra_dist.models.tables.Table.plan` gives; a `GradientPlan` where there is no table"""
 
 
 def plan_gradient(entries: Entries, whole: Whole | None = None) -> GradientPlan:
@@ -179,23 +180,24 @@ def plan_gradient(entries: Entries, whole: Whole | None = None) -> GradientPlan:
     return GradientPlan(sorted_entries, distinct=distinct.long())
 
 
-def bag_sum(table: Tensor, entries: Entries, plan: GradientPlan | None = None) -> Tensor:
+def bag_sum(table: Tensor, entries: Entries, plan: GradientPlan | None = None, *, sparse: bool = False) -> Tensor:
     """Sums [n, h] of the rows of `table` that the entries of n rows name, each times what the entry counts.
 
-    The gradient with respect to `table` is summed as `plan` says; without one it is planned in the backward pass.
+    The gradient with respect to `table` is summed as `plan` says; without one it is planned in the backward pass. If it is to
+    be `sparse` it has the plan's distinct rows alone, ascending, as a coalesced sparse tensor.
     """
-    sums: Tensor = _BagSum.apply(table, entries, plan)  # type: ignore[no-untyped-call]
+    sums: Tensor = _BagSum.apply(table, entries, plan, sparse)  # type: ignore[no-untyped-call]
     return sums
 
 
 class _BagSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, table: Tensor, entries: Entries, plan: GradientPlan | None) -> Tensor:
-        ctx.entries, ctx.plan, ctx.table_shape = entries, plan, table.shape
+    def forward(ctx: Any, table: Tensor, entries: Entries, plan: GradientPlan | None, sparse: bool) -> Tensor:
+        ctx.entries, ctx.plan, ctx.sparse, ctx.table_shape = entries, plan, sparse, table.shape
         return _sums(table, entries)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = gradients
         entries, scattered, distinct = ctx.plan or plan_gradient(ctx.entries)
         if scattered is not None:
@@ -203,8 +205,11 @@ class _BagSum(torch.autograd.Function):
             gradient = gradient.new_zeros(count, gradient.shape[1]).index_copy_(0, rows, gradient)
         sums = _sums(gradient, entries)
         if distinct is not None:
-            sums = gradient.new_zeros(ctx.table_shape).index_copy_(0, distinct, sums)
-        return sums, None, None
+            if ctx.sparse:
+                sums = torch.sparse_coo_tensor(distinct[None], sums, ctx.table_shape, is_coalesced=True, check_invariants=False)
+            else:
+                sums = gradient.new_zeros(ctx.table_shape).index_copy_(0, distinct, sums)
+        return sums, None, None, None
 
 
 def _sums(table: Tensor, entries: Entries) -> Tensor:

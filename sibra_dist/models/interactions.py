@@ -10,8 +10,9 @@ from sibra_dist.data.batches import SHOWN, stream
 from sibra_dist.data.dataset import Entities
 from sibra_dist.data.user_batches import Shown
 from sibra_dist.models.encoder import Encoder, EncoderConfig, layers
-from sibra_dist.models.histories import Bags, Whole, bag_sum, plan_gradient, weigh
-from sibra_dist.models.linear import initialize_linear
+from sibra_dist.models.histories import Bags, Whole, weigh
+from sibra_dist.models.linear import initialize_bias, weight_bound
+from sibra_dist.models.tables import Lookup, Table
 
 
 class LeftOut(NamedTuple):
@@ -21,8 +22,8 @@ class LeftOut(NamedTuple):
     """int64 [n]: the row that was read of each that is asked for"""
     rows: Tensor
     """int64 [m]: which of those asked for lose an entry"""
-    columns: Tensor
-    """int64 [m]: and which one"""
+    columns: Lookup
+    """m of them: and which one"""
     values: Tensor | None
     """[m]: what it counts; None: 1"""
 
@@ -55,9 +56,10 @@ class InteractionsEncoder(Encoder):
         config = config or EncoderConfig()
         self._histories = weigh(config.weighting, entities, other, f"{where}.weighting")
         inner = (*config.hidden_sizes, width)[0]
-        self.weight = nn.Parameter(torch.empty(other.count, inner))
+        bound = weight_bound(config.initialization, other.count, inner)
+        self.table = Table(other.count, inner, lambda weight: weight.uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(inner))
-        initialize_linear(self.weight, self.bias, config.initialization, other.count)
+        initialize_bias(self.bias, config.initialization, other.count)
         self.layers = layers(config, width, activation=True)
         longest = int(self._histories.rows.lengths().max()) if entities.count else 0
         # A cap that no row reaches is none: whole rows are faster to read.
@@ -77,7 +79,7 @@ class InteractionsEncoder(Encoder):
         if key is not None and self._max_history is not None:
             entries, available = self._histories.drawn(entities, excluded, self._max_history, key)
             scale = (available / self._max_history).clamp(min=1)
-            return InteractionsRead(Bags(entries, plan_gradient(entries)), scale)
+            return InteractionsRead(Bags(entries, self.table.plan(entries)), scale)
         if excluded is None:
             return InteractionsRead(self._read_whole(entities, key))
         # What is read is each distinct row, once and whole; then one row of the table is taken away again.
@@ -86,16 +88,17 @@ class InteractionsEncoder(Encoder):
         columns, values = excluded[rows], self._histories.values
         if values is not None:
             values = values[self._histories.find(entities[rows], columns)]
-        return InteractionsRead(self._read_whole(distinct, key), left_out=LeftOut(inverse, rows, columns, values))
+        left_out = LeftOut(inverse, rows, self.table.plan_lookup(columns), values)
+        return InteractionsRead(self._read_whole(distinct, key), left_out=left_out)
 
     def encode(self, read: InteractionsRead) -> Tensor:
         """See `Encoder`."""
-        sums = bag_sum(self.weight, *read.bags)
+        sums = self.table.bag_sum(read.bags)
         if read.scale is not None:
             sums = sums * read.scale.to(sums.dtype)[:, None]
         if read.left_out is not None:
             inverse, rows, columns, values = read.left_out
-            left_out = F.embedding(columns, self.weight)
+            left_out = self.table.lookup(columns)
             if values is not None:
                 left_out = left_out * values[:, None]
             # To distinct rows, so in any order the same.
@@ -108,8 +111,8 @@ class InteractionsEncoder(Encoder):
         if key is None:
             return Bags(entries)
         # The transposed histories would travel with every step where they are not on the table's device.
-        resident = entities.device == self.weight.device
-        return Bags(entries, plan_gradient(entries, Whole(entities, self._histories) if resident else None))
+        resident = entities.device == self.table.weight.device
+        return Bags(entries, self.table.plan(entries, Whole(entities, self._histories) if resident else None))
 
     def _read_shown(self, entities: Tensor, shown: Shown, key: int | None) -> InteractionsRead:
         entries, available = self._histories.some(entities, shown)
@@ -117,4 +120,4 @@ class InteractionsEncoder(Encoder):
         if key is not None and self._max_history is not None:
             entries = entries.at_most(self._max_history, stream(key, SHOWN), entities)
             scale *= (available / self._max_history).clamp(min=1)
-        return InteractionsRead(Bags(entries, None if key is None else plan_gradient(entries)), scale)
+        return InteractionsRead(Bags(entries, None if key is None else self.table.plan(entries)), scale)

@@ -1,5 +1,6 @@
 """Small layers: how linear ones start, and rows of length 1."""
 
+import math
 from typing import Literal
 
 import torch
@@ -12,13 +13,26 @@ biases of zero (Glorot and Bengio 2010)."""
 
 def initialize_linear(weight: Tensor, bias: Tensor, how: Initialization, fan_in: int) -> None:
     """Fill a weight matrix, [out, in] or transposed, and its bias, from torch's global generator."""
-    if how == "xavier_uniform":
-        nn.init.xavier_uniform_(weight)
-        nn.init.zeros_(bias)
-        return
-    bound = max(fan_in, 1) ** -0.5
+    bound = weight_bound(how, fan_in, sum(weight.shape) - fan_in)
     nn.init.uniform_(weight, -bound, bound)
-    nn.init.uniform_(bias, -bound, bound)
+    initialize_bias(bias, how, fan_in)
+
+
+def initialize_bias(bias: Tensor, how: Initialization, fan_in: int) -> None:
+    """Fill the bias of a linear layer, from torch's global generator."""
+    if how == "xavier_uniform":
+        nn.init.zeros_(bias)
+    else:
+        bound = max(fan_in, 1) ** -0.5
+        nn.init.uniform_(bias, -bound, bound)
+
+
+def weight_bound(how: Initialization, fan_in: int, fan_out: int) -> float:
+    """How far from 0 the weights of a linear layer start at most."""
+    if how == "xavier_uniform":
+        return math.sqrt(3.0) * math.sqrt(2.0 / (fan_in + fan_out))
+    bound: float = max(fan_in, 1) ** -0.5
+    return bound
 
 
 def unit_length(rows: Tensor) -> Tensor:

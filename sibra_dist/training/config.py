@@ -57,6 +57,12 @@ class TrainingConfig(Config):
     The step is what as many more ranks would make of it, but that the contrast of users sees a part at a time."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """`bfloat16`: products of matrices in that type (automatic mixed precision); parameters and their sums stay float32."""
+    interaction_table: Literal["replicated", "row_sharded"] = "replicated"
+    """Of interactions and ids, with a row for each user or item. `replicated`: each rank holds all rows. `row_sharded`: each
+    holds an equal share of them, with their optimizer state, and asks the others for what it reads."""
+    table_updates: Literal["dense", "lazy"] = "dense"
+    """`lazy`: of these tables a step updates only the rows that it touches, and the others neither decay nor move on with their
+    momentum: see `sibra_dist.training.optimizers.LazyAdamW`. Its cost does not grow with the table."""
     compile: bool = False
     """Whether torch.compile fuses the layers of the branches. Pays where they are wide; the first steps wait for it."""
     epochs: Annotated[int, Field(ge=0)] = 50

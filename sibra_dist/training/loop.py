@@ -21,6 +21,7 @@ from sibra_dist.errors import TrainingError, TrainingStopped
 from sibra_dist.evaluation.evaluate import evaluate
 from sibra_dist.models import build_model
 from sibra_dist.models.base import Recommender
+from sibra_dist.models.tables import TableLayout, tables_of
 from sibra_dist.phases import phase
 from sibra_dist.training.batching import batch_losses, make_batches
 from sibra_dist.training.checkpoint import Position, load_newest, save_checkpoint
@@ -87,7 +88,7 @@ class Trainer:
         if self.device.type == "cpu":
             keep_freed_memory()
         self.dataset = place(dataset, self.device, self.config.data_device)
-        self.model = build_model(config.model, self.dataset, config.seed).to(self.device)
+        self.model = build_model(config.model, self.dataset, config.seed, self._layout()).to(self.device)
         self.profile = TrainingProfile(run.profile, self.device) if profile and self.ranks.leads else None
         require_served(config, self.dataset, self.model)
         self.epochs = self.config.epochs if self.model.trainable else 0
@@ -101,7 +102,7 @@ class Trainer:
                 self.model.compile_layers()
             ahead = self.device.type == "cuda" if self.config.read_ahead is None else self.config.read_ahead
             self.reader = Reader(self.batches, self.model, self.device, self.config.accumulate, ahead and not profile)
-            self.optimization = Optimization(self.config, self.model, self.batches.steps_per_epoch)
+            self.optimization = Optimization(self.config, self.model, self.batches.steps_per_epoch, self.ranks)
             self.losses = torch.zeros(self.batches.steps_per_epoch, device=self.device)
             self._new_watch()
         self.position = self._resume()
@@ -126,6 +127,14 @@ class Trainer:
                 if not self.position.finished:
                     self._end_epoch()
         return self.position
+
+    def _layout(self) -> TableLayout:
+        divided = self.config.interaction_table == "row_sharded"
+        return TableLayout(
+            rank=self.ranks.rank if divided else 0,
+            world=self.ranks.world if divided else 1,
+            sparse=self.config.table_updates == "lazy",
+        )
 
     @property
     def steps_done(self) -> int:
@@ -260,6 +269,7 @@ class Trainer:
             )
         if position.best is None or value > position.best:
             position = replace(position, best=value, best_epoch=position.epoch, evaluations_since_best=0)
+            self._require_savable()
             if self.ranks.leads:
                 save_checkpoint(self.run.best, position, self.dataset.manifest.digest, self.model)
         else:
@@ -300,6 +310,7 @@ class Trainer:
         self._require_finite()
         with phase("checkpoint"):
             self.whereabouts.note("checkpoint", self.position.epoch, self.position.step)
+            self._require_savable()
             if self.ranks.leads:
                 save_checkpoint(
                     self.run.checkpoints,
@@ -310,6 +321,14 @@ class Trainer:
                     self.losses,
                     self.config.keep_checkpoints,
                 )
+
+    def _require_savable(self) -> None:
+        """A checkpoint holds what rank 0 has, and so not all of a divided table."""
+        if any(table.divided for table in tables_of(self.model).values()):
+            raise TrainingError(
+                "checkpoints of tables whose rows are divided over ranks cannot be written yet: set "
+                "training.interaction_table to replicated, or train on one rank"
+            )
 
     def _stop(self) -> None:
         self._save_checkpoint()

@@ -9,23 +9,29 @@ import math
 import torch
 from torch import Tensor, nn
 
+from sibra_dist.models.tables import tables_of
 from sibra_dist.training.config import TrainingConfig
+from sibra_dist.training.optimizers import LazyAdamW
+from sibra_dist.training.ranks import Ranks
 
 EXPONENTS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
 
 
 class Optimization:
-    """AdamW with a learning rate for each step."""
+    """AdamW with a learning rate for each step, lazy where gradients are sparse."""
 
-    def __init__(self, config: TrainingConfig, model: nn.Module, steps_per_epoch: int) -> None:
-        """Prepare to optimise a model whose epochs have so many steps."""
+    def __init__(self, config: TrainingConfig, model: nn.Module, steps_per_epoch: int, ranks: Ranks | None = None) -> None:
+        """Prepare to optimise a model whose epochs have so many steps, on one of some ranks."""
         self._config = config
+        self._ranks = ranks or Ranks()
         self._total = config.epochs * steps_per_epoch
         self._warm_up = config.warmup_epochs * steps_per_epoch
         ratio = config.batch_size / config.reference_batch_size
         self._highest = config.learning_rate * ratio ** EXPONENTS[config.scale_learning_rate]
         self.names, self._parameters = zip(*model.named_parameters(), strict=True)
-        self.optimizer = torch.optim.AdamW(self._parameters, self._highest, weight_decay=config.weight_decay, fused=True)
+        divided = [name for name, table in tables_of(model).items() if table.divided]
+        self._divided = [number for number, name in enumerate(self.names) if name in divided]
+        self.optimizer = LazyAdamW(self._parameters, self._highest, config.weight_decay)
 
     def learning_rate(self, done: int) -> float:
         """Of the step before which so many are done."""
@@ -41,8 +47,14 @@ class Optimization:
         self.optimizer.zero_grad()
 
     def norms(self) -> Tensor:
-        """The length of each parameter's gradient, in the order of `names`: float32 [P]."""
-        return torch.stack(torch._foreach_norm([_gradient(parameter) for parameter in self._parameters]))
+        """The length of each parameter's gradient, in the order of `names`: float32 [P], the same on every rank.
+
+        Of a divided table it is that of all ranks' rows, so all ranks call this together.
+        """
+        norms = torch.stack(torch._foreach_norm([_gradient(parameter) for parameter in self._parameters]))
+        if self._divided:
+            norms[self._divided] = self._ranks.sum(norms[self._divided].double().square()).sqrt().to(norms.dtype)
+        return norms
 
     def step(self, done: int, norms: Tensor) -> None:
         """Update the parameters, from gradients of these lengths, when so many steps are done."""
@@ -55,5 +67,9 @@ class Optimization:
 
 
 def _gradient(parameter: Tensor) -> Tensor:
+    """The gradient's numbers, which may be changed; of a sparse one those of its rows."""
     assert parameter.grad is not None  # every parameter has one after every backward pass
-    return parameter.grad
+    if not parameter.grad.is_sparse:
+        return parameter.grad
+    parameter.grad = parameter.grad.coalesce()  # each row once
+    return parameter.grad.values()

@@ -11,7 +11,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sibra_dist.models.tables import tables_of
 
 BUCKET_ELEMENTS = 16 * 2**20
 Value = TypeVar("Value")
@@ -57,16 +60,33 @@ class Ranks:
         if self.world > 1:
             torch.distributed.barrier()
 
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over the ranks, on every rank."""
+        if self.world == 1:
+            return values
+        total = values.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
     def reduce_step(self, model: nn.Module, values: Tensor) -> Tensor:
         """Sum gradients and some values [n] over the ranks, and average running statistics; returns the summed values.
 
-        Every rank must have a gradient for the same parameters. Running statistics (batch normalisation's) are
-        averaged so that all ranks evaluate, and save, the same model.
+        Every rank must have a gradient for the same parameters. Gradients of divided tables are summed already, in the
+        backward pass. Running statistics (batch normalisation's) are averaged so that all ranks evaluate, and save, the same
+        model.
         """
         if self.world == 1:
             return values.detach()
         total = values.detach().clone()
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        divided = [name for name, table in tables_of(model).items() if table.divided]
+        gradients = []
+        for name, parameter in model.named_parameters():
+            if parameter.grad is None or name in divided:
+                continue
+            if parameter.grad.is_sparse:
+                parameter.grad = self._sum_sparse(parameter.grad)
+            else:
+                gradients.append(parameter.grad)
         saved = model.state_dict().keys()
         statistics = [buffer for name, buffer in model.named_buffers() if name in saved and buffer.is_floating_point()]
         for statistic in statistics:
@@ -77,6 +97,24 @@ class Ranks:
             for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
                 tensor.copy_(part.view_as(tensor))
         return total
+
+    def _sum_sparse(self, gradient: Tensor) -> Tensor:
+        """The sum of gradients of some rows of a table: of the rows that any rank has one for."""
+        gradient = gradient.coalesce()
+        rows, values = gradient.indices()[0], gradient.values()
+        counts = self._gather_rows(torch.tensor([len(rows)], device=rows.device)).tolist()
+        padding = max(counts) - len(rows)
+        rows = self._gather_rows(F.pad(rows, (0, padding)))
+        values = self._gather_rows(F.pad(values, (0, 0, 0, padding)))
+        real = torch.cat([torch.arange(max(counts), device=rows.device) < count for count in counts])
+        # In order of rank, and so everywhere in the same order.
+        return torch.sparse_coo_tensor(rows[real][None], values[real], gradient.shape, check_invariants=False).coalesce()
+
+    def _gather_rows(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks, as many of each, in order of rank."""
+        gathered = [torch.empty_like(rows) for _ in range(self.world)]
+        torch.distributed.all_gather(gathered, rows.contiguous())
+        return torch.cat(gathered)
 
 
 def _buckets(tensors: list[Tensor]) -> list[list[Tensor]]:

@@ -16,7 +16,7 @@ def encoding(side: Concatenation, dataset: Dataset, name: str, entity: int) -> T
     if name == "interactions":
         row = torch.zeros(others.count, dtype=torch.float64)
         row[entities.histories.gather(torch.tensor([entity]))[0].long()] = 1
-        return row @ encoder.weight + encoder.bias
+        return row @ encoder.table.weight + encoder.bias
     values = entities.features[name].values
     if isinstance(values, Csr):
         row = F.one_hot(values.gather(torch.tensor([entity]))[0].long(), entities.features[name].spec.size).double().sum(0)

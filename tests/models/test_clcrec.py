@@ -58,12 +58,12 @@ def dense(
     side: ContentSide, dataset: Dataset, entity: int, hidden: frozenset[str] = frozenset()
 ) -> tuple[Tensor | None, Tensor | None]:
     """The id embedding and the content embedding of an entity, where it has them."""
-    entities = dataset.users if side.embedding.shape[0] == dataset.users.count else dataset.items
+    entities = dataset.users if side.embedding.rows == dataset.users.count else dataset.items
     has_id = entities.histories.lengths()[entity] > 0 and "id" not in hidden
     names = [name for name in side.modalities[1:] if entities.features[name].present[entity] and name not in hidden]
     assert side.content is not None or not names
     content = network(side.content, dataset, entity, names, 4) if side.content is not None and names else None
-    return (side.embedding[entity] if has_id else None), content
+    return (side.embedding.weight[entity] if has_id else None), content
 
 
 def dense_info_nce(pairs: list[tuple[Tensor | None, Tensor | None]], temperature: float) -> Tensor:
@@ -131,7 +131,7 @@ def test_an_id_is_replaced_with_the_probability_and_alike_in_any_part_of_the_bat
     model = build(dataset, items={**ITEMS, "replace_id": 0.3, "contrast": None})
     batch = batch_of(model, dataset, size=500)
     assert model(batch).auxiliary_losses == {}
-    users = F.embedding(batch.users, model.users.embedding)
+    users = F.embedding(batch.users, model.users.embedding.weight)
     both = model.items(model.items.read(batch.items, model.items.present[batch.items]))
     by_id, by_content = (torch.einsum("bd,bnd->bn", users, part[both.inverse]) for part in (both.ids, both.contents))
     scores = model(batch).scores
@@ -162,7 +162,7 @@ def test_an_item_is_scored_by_its_id_or_else_its_content_or_else_by_nothing(data
         zeros += expected is None
         torch.testing.assert_close(embeddings[item], torch.zeros(3).double() if expected is None else expected)
     assert zeros == model.without_modality(items=True, hidden=hidden)
-    assert torch.equal(model.encode_users(torch.arange(5)), model.users.embedding[:5])
+    assert torch.equal(model.encode_users(torch.arange(5)), model.users.embedding.weight[:5])
 
 
 def test_ids_hidden_in_training_are_neither_scored_nor_compared(dataset: Dataset) -> None:
@@ -170,8 +170,8 @@ def test_ids_hidden_in_training_are_neither_scored_nor_compared(dataset: Dataset
     batch = batch_of(model, dataset, size=60, hide={"id": 1.0})
     output = model(batch)
     (output.scores.sum() + output.auxiliary_losses["items.info_nce"].sum()).backward()
-    assert model.items.embedding.grad is not None
-    assert not model.items.embedding.grad.any()
+    assert model.items.embedding.weight.grad is not None
+    assert not model.items.embedding.weight.grad.any()
     assert model.items.content is not None
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.items.content.parameters())
 

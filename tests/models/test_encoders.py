@@ -84,11 +84,11 @@ def items(users: Entities) -> Entities:
 def rows_read(encoder: InteractionsEncoder, *asked: Any) -> Tensor:
     """The dense rows that an encoder without layers reads: their product with an identity."""
     with torch.no_grad():
-        weight, bias = encoder.weight.clone(), encoder.bias.clone()
-        encoder.weight.copy_(torch.eye(len(weight)))
+        weight, bias = encoder.table.weight.clone(), encoder.bias.clone()
+        encoder.table.weight.copy_(torch.eye(len(weight)))
         encoder.bias.zero_()
         read: Tensor = encoder(*asked)
-        encoder.weight.copy_(weight)
+        encoder.table.weight.copy_(weight)
         encoder.bias.copy_(bias)
     return read
 
@@ -113,7 +113,7 @@ def test_sums_and_gradient_are_those_of_dense_rows(
     table = torch.randn(shape[1], shape[1], dtype=torch.float64, generator=generator)
     encoder = InteractionsEncoder(*sides(dense, weights), shape[1], config).double()
     with torch.no_grad():
-        encoder.weight.copy_(table)
+        encoder.table.weight.copy_(table)
 
     entities = torch.tensor(sorted(data.draw(st.sets(st.integers(0, shape[0] - 1)))), dtype=torch.int64)
     weighted = dense * (weights / weights[dense != 0].square().mean().sqrt())
@@ -142,7 +142,7 @@ def test_sums_and_gradient_are_those_of_dense_rows(
         sums = encoder(entities, seed, excluded)
         sums.backward(upstream)
     torch.testing.assert_close(sums, read @ table + encoder.bias)
-    torch.testing.assert_close(encoder.weight.grad, read.T @ upstream)
+    torch.testing.assert_close(encoder.table.weight.grad, read.T @ upstream)
     torch.testing.assert_close(encoder.bias.grad, upstream.sum(0))
 
 
@@ -165,7 +165,7 @@ def test_only_what_is_shown_is_read(weighting: Weighting, by_item: bool) -> None
     torch.testing.assert_close(read, rows_read(encoder, entities) * mask / 0.4)
     upstream = torch.randn(4, 6, generator=generator)
     encoder(entities, 3, None, shown).backward(upstream)
-    torch.testing.assert_close(encoder.weight.grad, read.T @ upstream)
+    torch.testing.assert_close(encoder.table.weight.grad, read.T @ upstream)
 
 
 def test_a_cap_draws_from_what_is_shown_and_keeps_the_mean() -> None:
@@ -186,8 +186,8 @@ def test_a_cap_draws_from_what_is_shown_and_keeps_the_mean() -> None:
 def test_interactions_encoder_is_a_linear_layer_and_relu() -> None:
     dense = torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
     encoder = InteractionsEncoder(*sides(dense), 5)
-    assert set(encoder.state_dict()) == {"weight", "bias"}
-    expected = torch.relu(F.linear(dense[[2, 0]], encoder.weight.T, encoder.bias))
+    assert set(encoder.state_dict()) == {"table.weight", "bias"}
+    expected = torch.relu(F.linear(dense[[2, 0]], encoder.table.weight.T, encoder.bias))
     torch.testing.assert_close(encoder(torch.tensor([2, 0])), expected)
 
 
@@ -199,7 +199,7 @@ def test_values_are_transposed_and_not_read_from_the_other_side() -> None:
     read = rows_read(encoder, torch.tensor([0, 1]))
     upstream = torch.tensor([[1.0, 0, 2], [0, 3, 0]])
     encoder(torch.tensor([0, 1])).backward(upstream)
-    torch.testing.assert_close(encoder.weight.grad, read.T @ upstream)
+    torch.testing.assert_close(encoder.table.weight.grad, read.T @ upstream)
 
 
 ROW_LENGTH, CAP, NUM_ROWS = 6, 3, 20_000
@@ -346,7 +346,7 @@ def test_layers_are_as_configured(name: str, config: EncoderConfig, users: Entit
         assert isinstance(encoder, InteractionsEncoder)
         linear_only = build_encoder(name, users, items, 5, EncoderConfig(weighting=config.weighting, activation=False))
         assert isinstance(linear_only, InteractionsEncoder)
-        expected = rows_read(linear_only, entities) @ encoder.weight + encoder.bias
+        expected = rows_read(linear_only, entities) @ encoder.table.weight + encoder.bias
     elif name == "id":
         expected = parameters["embedding.weight"][entities]
     elif name == "club":
@@ -387,7 +387,7 @@ def test_initial_values_are_those_of_torch(users: Entities, items: Entities) -> 
         "cover": list(nn.Linear(6, 5).parameters()),
     }
     for name, encoder in encoders.items():
-        for found, wanted in zip(encoder.parameters(), expected[name], strict=True):
+        for found, wanted in zip(sorted(encoder.parameters(), key=Tensor.dim, reverse=True), expected[name], strict=True):
             assert torch.equal(found, wanted), name
 
 
@@ -395,7 +395,7 @@ def test_xavier_fills_its_range_and_biases_are_zero() -> None:
     users, items = sides(torch.ones(3, 200))
     encoder = InteractionsEncoder(users, items, 30, EncoderConfig(hidden_sizes=(40,), initialization="xavier_uniform"))
     (linear,) = (module for module in encoder.modules() if isinstance(module, nn.Linear))
-    for weight, bias, fans in ((encoder.weight, encoder.bias, 240), (linear.weight, linear.bias, 70)):
+    for weight, bias, fans in ((encoder.table.weight, encoder.bias, 240), (linear.weight, linear.bias, 70)):
         bound = math.sqrt(6 / fans)
         assert bound * 0.99 < float(weight.detach().abs().max()) <= bound
         assert bias.eq(0).all()

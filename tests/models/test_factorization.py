@@ -55,7 +55,7 @@ def test_embeddings_start_with_the_deviation_and_biases_at_zero(dataset: Dataset
     config = MatrixFactorizationConfig(embedding_size=64, initial_deviation=0.2)
     model = build_model(config, dataset, seed=1)
     assert isinstance(model, MatrixFactorization)
-    for embedding in (model.user_embedding.detach(), model.item_embedding.detach()):
+    for embedding in (model.user_embedding.weight.detach(), model.item_embedding.weight.detach()):
         # Of n normal numbers the deviation is known within s / sqrt(2 n): five times as much is allowed.
         assert float(embedding.std()) == pytest.approx(0.2, abs=5 * 0.2 / (2 * embedding.numel()) ** 0.5)
         assert float(embedding.mean()) == pytest.approx(0.0, abs=5 * 0.2 / embedding.numel() ** 0.5)
@@ -80,11 +80,11 @@ def test_scores_penalties_and_gradients_are_the_papers(dataset: Dataset, item_bi
 
     def item(entity: int, visible: bool) -> tuple[Tensor, Tensor]:
         bias = torch.tensor(0.0).double() if model.item_bias is None else model.item_bias[entity, 0]
-        return model.item_embedding[entity] * visible, bias * visible
+        return model.item_embedding.weight[entity] * visible, bias * visible
 
     total = torch.tensor(0.0).double()
     for b, user in enumerate(batch.users.tolist()):
-        p = model.user_embedding[user]
+        p = model.user_embedding.weight[user]
         penalty = WEIGHTS["users"] * (p**2).sum()
         for n, entity in enumerate(batch.items[b].tolist()):
             q, bias = item(entity, not gone[b, n])
@@ -107,9 +107,9 @@ def test_whole_users_are_penalised_for_the_mean_over_the_pool(dataset: Dataset) 
     penalties = model(batch).auxiliary_losses["regularization"]
     trained = (dataset.items.histories.lengths() > 0)[batch.items]
     assert model.item_bias is not None
-    pool, bias = model.item_embedding[batch.items] * trained[:, None], model.item_bias[batch.items, 0] * trained
+    pool, bias = model.item_embedding.weight[batch.items] * trained[:, None], model.item_bias[batch.items, 0] * trained
     of_pool = WEIGHTS["negatives"] * (pool**2).sum(1).mean() + WEIGHTS["bias"] * (bias**2).mean()
-    of_users = WEIGHTS["users"] * (model.user_embedding[batch.users] ** 2).sum(1)
+    of_users = WEIGHTS["users"] * (model.user_embedding.weight[batch.users] ** 2).sum(1)
     torch.testing.assert_close(penalties, of_users + of_pool)
 
 

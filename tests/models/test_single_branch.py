@@ -68,7 +68,7 @@ def encoding(model: SingleBranch, dataset: Dataset, side: str, name: str, entity
         if excluded is not None:
             assert row[excluded] == 1
             row[excluded] = 0
-        return torch.relu(row @ encoder.weight + encoder.bias)
+        return torch.relu(row @ encoder.table.weight + encoder.bias)
     values = (dataset.users if side == "users" else dataset.items).features[name].values
     if name == "club":
         return F.one_hot(values[entity].long(), 4).double() @ encoder.embedding.weight
@@ -163,8 +163,8 @@ def test_recipe_is_the_function_of_its_paper(paper: str, dataset: Dataset) -> No
         torch.testing.assert_close(found[name], wanted, msg=name)
 
 
-ITEM_SIDE = {"encoders.of_interactions.weight": (60, 8), "encoders.of_interactions.bias": (8,), "unknown": (1, 8)}
-USER_SIDE = {"encoders.of_interactions.weight": (80, 8), "encoders.of_interactions.bias": (8,), "unknown": (1, 8)}
+ITEM_SIDE = {"encoders.of_interactions.table.weight": (60, 8), "encoders.of_interactions.bias": (8,), "unknown": (1, 8)}
+USER_SIDE = {"encoders.of_interactions.table.weight": (80, 8), "encoders.of_interactions.bias": (8,), "unknown": (1, 8)}
 ITEM_FEATURES = {
     "encoders.of_tags.embedding.weight": (5, 8),
     "encoders.of_cover.linear.weight": (8, 6),
