@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from zlib import crc32
 
-import torch
 from torch import Tensor, nn
 
 from sibra_dist.data.batches import stream
@@ -14,7 +13,7 @@ from sibra_dist.models.branch import named_dropout
 from sibra_dist.models.encoder import Encoder, EncoderConfig, layers, linear
 from sibra_dist.models.histories import Bags, Entries, bag_sum, plan_gradient
 from sibra_dist.models.interactions import InteractionsEncoder
-from sibra_dist.models.tables import Lookup, Table, drawn
+from sibra_dist.models.tables import Lookup, Table
 
 INTERACTIONS, ID = "interactions", "id"
 
@@ -31,9 +30,6 @@ class IdEncoder(Encoder):
         """Hold an embedding of each of `entities`."""
         super().__init__()
         inner = (*config.hidden_sizes, width)[0]
-        # Runs start as they always did: an nn.Embedding, which this once was, draws numbers of its own first.
-        for _ in drawn(entities.count * inner, torch.Tensor.normal_):
-            pass
         self.embedding = Table(entities.count, inner, lambda weight: weight.normal_(std=inner**-0.5))
         self.layers = layers(config, width, activation=False)
 
