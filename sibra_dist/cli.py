@@ -119,9 +119,9 @@ def train(
         str | None, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a packaged recipe.")
     ] = None,
     overrides: Overrides = None,
-    to: Annotated[Path | None, typer.Option(help="Run folder; by default runs/CONFIG-DATE-TIME.")] = None,
+    to: Annotated[str | None, typer.Option(help="Run folder, a path or URI; by default runs/CONFIG-DATE-TIME.")] = None,
     workers: Workers = 0,
-    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue this run instead of starting one.")] = None,
+    resume: Annotated[str | None, typer.Option(metavar="RUN", help="Continue this run instead of starting one.")] = None,
 ) -> None:
     """Train a model and keep its best state in a run folder."""
     from sibra_dist.data.dataset import open_dataset
@@ -155,7 +155,7 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, a path or URI.")],
     split: Annotated[Literal["validation", "test"], typer.Option(help="The split to rank.")] = "test",
     hide: Annotated[
         list[str] | None,
@@ -211,7 +211,7 @@ def tune(
 
 
 @app.command()
-def report(runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Evaluated run folders.")]) -> None:
+def report(runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Evaluated run folders, paths or URIs.")]) -> None:
     """Compare the evaluated runs on the test split, side by side."""
     from sibra_dist.report import comparison_table
 

@@ -30,7 +30,7 @@ from sibra_dist.errors import DatasetError
 OBJECT_STORES = ("s3", "gcs")
 """Arrow's names of the file systems on which a file appears when its upload is complete."""
 DELETED_AT_ONCE = 16
-Content = bytes | pa.Buffer | Iterator[memoryview]
+Content = Union[bytes, "pa.Buffer", Iterator[memoryview]]
 """Of a file: whole, or piece by piece."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _FILE = re.compile(r"^file:(//)?(?=/(?!/))")  # Java writes file:/a

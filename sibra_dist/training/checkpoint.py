@@ -39,7 +39,9 @@ from sibra_dist.training.ranks import Ranks
 logger = logging.getLogger("sibra_dist")
 
 NAME = re.compile(r"epoch-(\d+)-step-(\d+)-[0-9a-f]{8}")
-DAMAGE = (OSError, ValueError, KeyError, TypeError, SafetensorError)
+ALONE = Ranks()
+MISREAD = (ValueError, KeyError, TypeError, SafetensorError)
+DAMAGE = (OSError, *MISREAD)
 """What reading a damaged checkpoint may raise."""
 
 
@@ -140,7 +142,7 @@ def rows_of(tables: Tables, name: str) -> Rows | None:
 
 
 def load_newest(
-    folder: Place | str | Path, dataset: str, ranks: Ranks = Ranks(), tables: Tables | None = None
+    folder: Place | str | Path, dataset: str, ranks: Ranks = ALONE, tables: Tables | None = None
 ) -> Checkpoint | None:
     """The newest checkpoint in `folder` that is whole, or None if there never was one. A damaged one is told and passed over.
 
@@ -158,7 +160,7 @@ def load_newest(
 
 
 def load_best(
-    checkpoints: Place, best: Place, dataset: str, ranks: Ranks = Ranks(), tables: Tables | None = None
+    checkpoints: Place, best: Place, dataset: str, ranks: Ranks = ALONE, tables: Tables | None = None
 ) -> Checkpoint | None:
     """The best model that belongs to the newest checkpoint, or to the one before where it is damaged; None if there is none.
 
@@ -212,7 +214,7 @@ def _first_whole(folder: Place, names: Sequence[str], dataset: str, ranks: Ranks
     for name in names:
         found = _read(folder, name, dataset, tables)
         reasons = ranks.gather(None if isinstance(found, Checkpoint) else found)
-        reason = next(filter(None, reasons), None)
+        reason = next((reason for reason in reasons if reason is not None), None)
         if isinstance(reason, CheckpointError):
             raise reason
         if isinstance(found, Checkpoint) and reason is None:
@@ -237,7 +239,7 @@ def _read(folder: Place, name: str, dataset: str, tables: Tables) -> Checkpoint 
     except CheckpointError as error:
         return error
     except DAMAGE as error:
-        return " ".join(str(error).split())[:300]
+        return " ".join(f"{error or type(error).__name__}".split())[:300]
 
 
 def _require_dataset(where: Place, description: Description, dataset: str) -> None:

@@ -37,11 +37,11 @@ _DTYPES = {
 
 
 class Rows(NamedTuple):
-    """Rows `first` to `last`, exclusive, of a table that has `count` in all."""
+    """Rows `first` to `last`, exclusive, of a table that has `total` in all."""
 
     first: int
     last: int
-    count: int
+    total: int
 
 
 Tables = Mapping[str, Rows]
@@ -114,9 +114,9 @@ def read_parts(folder: Place, parts: Sequence[Part], rows_of: Callable[[str], Ro
                     tensors[name] = file.get_tensor(name)
                     continue
                 held = held or Rows(0, shape[0], shape[0])
-                wanted[name] = want = want or Rows(0, held.count, held.count)
-                if want.count != held.count:
-                    raise ValueError(f"{name} has {held.count} rows, not {want.count}")
+                wanted[name] = want = want or Rows(0, held.total, held.total)
+                if want.total != held.total:
+                    raise ValueError(f"{name} has {held.total} rows, not {want.total}")
                 rows = _overlap(want, held) or range(held.first, held.first)  # no rows, but their shape and type
                 piece = file.get_slice(name)[rows.start - held.first : rows.stop - held.first]
                 found.setdefault(name, []).append((rows.start, piece))
@@ -143,7 +143,7 @@ def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
     text += b" " * (-len(text) % 8)
     yield memoryview(len(text).to_bytes(8, "little") + text)
     for _, tensor in ordered:
-        content = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
         for begin in range(0, len(content), PIECE_BYTES):
             yield content[begin : begin + PIECE_BYTES]
 

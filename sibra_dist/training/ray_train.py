@@ -7,8 +7,10 @@ several nodes the run folder and the dataset must therefore lie on storage that 
 
 import json
 import logging
+import math
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -22,7 +24,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from sibra_dist.config import to_plain, validate
 from sibra_dist.data.dataset import open_dataset
-from sibra_dist.data.storage import write_atomically
+from sibra_dist.data.storage import filesystem
 from sibra_dist.errors import SibraError, TrainingError
 from sibra_dist.training.config import TrainConfig, TrainingConfig
 from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run
@@ -31,6 +33,8 @@ from sibra_dist.training.progress import Callbacks, Progress
 from sibra_dist.training.run_folder import RunFolder
 
 POLL_SECONDS = 0.5
+REMOTE_SECONDS = 5.0
+"""Between two tellings of progress in an object store, for which training waits."""
 
 
 def train_on_ray(
@@ -46,14 +50,14 @@ def train_on_ray(
         SibraError: what a worker raised that the user can put right.
         TrainingError: workers failed more often than `training.max_failures`.
     """
-    payload = {"run": str(run.path.resolve()), "config": to_plain(config)}
+    payload = {"run": str(run.place), "config": to_plain(config)}
     with _following(run, progress):
         _run(_train_worker, payload, run, workers, config.training, callbacks)
 
 
 def evaluate_on_ray(run: RunFolder, config: TrainConfig, request: EvaluationRequest, workers: int) -> None:
     """Evaluate a run on `workers` Ray Train workers, which share out its users; see `evaluate_run`."""
-    payload = {"run": str(run.path.resolve()), "request": asdict(request)}
+    payload = {"run": str(run.place), "request": asdict(request)}
     _run(_evaluate_worker, payload, run, workers, config.training, ())
 
 
@@ -102,7 +106,9 @@ def _run(
     start_ray(workers)
     use_gpu = uses_gpu(config, workers)
     require("GPU" if use_gpu else "CPU", workers)
-    run.error.unlink(missing_ok=True)
+    run.error.unlink()
+    # By its own rules Ray finds only some of the object stores that the environment names.
+    system, path = filesystem(run.place.uri)
     trainer = TorchTrainer(
         worker,
         train_loop_config=payload,
@@ -110,7 +116,8 @@ def _run(
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
         run_config=RunConfig(
             name="ray",
-            storage_path=str(run.path.resolve()),
+            storage_path=path,
+            storage_filesystem=None if run.place.is_local else system,
             failure_config=FailureConfig(max_failures=config.max_failures),
             callbacks=list[Any](callbacks),
         ),
@@ -120,7 +127,7 @@ def _run(
     except ray.train.TrainingFailedError as error:
         _raise_recorded(run)
         reason = " ".join(str(error).split())[-500:]
-        remedy = f"Continue the run with `sibra-dist train --resume {run.path}`"
+        remedy = f"Continue the run with `sibra-dist train --resume {run.name}`"
         raise TrainingError(f"the workers failed: {reason}. {remedy}") from error
     _raise_recorded(run)
 
@@ -134,7 +141,7 @@ def _recording_errors(run: RunFolder) -> Iterator[bool]:
     try:
         yield not run.error.exists()
     except SibraError as error:
-        write_atomically(run.error, json.dumps({"kind": type(error).__name__, "message": str(error)}).encode())
+        run.error.write_text(json.dumps({"kind": type(error).__name__, "message": str(error)}))
         raise
 
 
@@ -152,11 +159,17 @@ def _train_worker(payload: dict[str, Any]) -> None:
     with _recording_errors(run) as may_start:
         if not may_start:
             return
-        config = validate(TrainConfig, payload["config"], where=str(run.path))
+        config = validate(TrainConfig, payload["config"], where=run.name)
+
+        shown, pause = -math.inf, 0.0 if run.place.is_local else REMOTE_SECONDS
 
         def show(progress: Progress) -> None:
+            nonlocal shown
+            if time.monotonic() - shown < pause:
+                return
+            shown = time.monotonic()
             with suppress(OSError):  # a bar is no reason to stop
-                write_atomically(run.progress, json.dumps(asdict(progress)).encode())
+                run.progress.write_text(json.dumps(asdict(progress)))
 
         def report(metrics: dict[str, float]) -> None:
             ray.train.report(metrics)
@@ -184,7 +197,7 @@ def _following(run: RunFolder, show: Callable[[Progress], None]) -> Iterator[Non
 
     def follow() -> None:
         seen = None
-        while not done.wait(POLL_SECONDS):
+        while not done.wait(POLL_SECONDS if run.place.is_local else REMOTE_SECONDS):
             try:
                 text = run.progress.read_text()
             except OSError:
@@ -194,11 +207,11 @@ def _following(run: RunFolder, show: Callable[[Progress], None]) -> Iterator[Non
                 show(Progress(**json.loads(text)))
 
     follower = threading.Thread(target=follow, name="progress", daemon=True)
-    run.progress.unlink(missing_ok=True)
+    run.progress.unlink()
     follower.start()
     try:
         yield
     finally:
         done.set()
         follower.join()
-        run.progress.unlink(missing_ok=True)
+        run.progress.unlink()
