@@ -5,17 +5,25 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
+import torch
 
+from sibra_dist.cli import main
 from sibra_dist.config import to_yaml
 from sibra_dist.data.dataset import open_dataset
 from sibra_dist.data.storage import Place
+from sibra_dist.errors import TrainingError
 from sibra_dist.training.checkpoint import load_newest, published
-from sibra_dist.training.evaluation import EvaluationRequest, read_evaluation
+from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run, read_evaluation
 from sibra_dist.training.loop import Trainer
 from sibra_dist.training.profiling import read_profile
+from sibra_dist.training.progress import Progress
+from sibra_dist.training.ray_train import evaluate_on_ray, start_ray, train_on_ray
+from sibra_dist.training.reading import Part
 from sibra_dist.training.run_folder import RunFile, RunFolder
 from tests.object_store import ObjectStore
 from tests.training.conftest import make_config
@@ -61,7 +69,18 @@ def require_same_training(found: RunFolder, expected: RunFolder, digest: str) ->
         require_equal(one.tensors, two.tensors)
 
 
-def test_trained_killed_resumed_and_evaluated_from_the_command_line(planted: Path, tmp_path: Path, s3: str) -> None:
+@pytest.mark.slow
+def test_trained_killed_resumed_and_evaluated_from_the_command_line(
+    planted: Path, tmp_path: Path, s3: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        """The same in this process."""
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, *capsys.readouterr()
+
+    monkeypatch.chdir(tmp_path)
     config = make_config(planted, training__checkpoint_every=3)
     (tmp_path / "small.yaml").write_text(to_yaml(config))
     run, local = f"{s3}/some/run", str(tmp_path / "undisturbed")
@@ -71,10 +90,10 @@ def test_trained_killed_resumed_and_evaluated_from_the_command_line(planted: Pat
     assert reached is not None
     assert (reached.position.epoch, reached.position.step) == (1, 3)
 
-    code, out, err = run_command(tmp_path, "train", "--resume", run)
+    code, out, err = call("train", "--resume", run)
     assert code == 0, err
     assert f"run folder {run}; evaluate it with `sibra-dist evaluate {run}`" in out
-    assert run_command(tmp_path, "train", "small.yaml", "--to", local)[0] == 0
+    assert call("train", "small.yaml", "--to", local)[0] == 0
     require_same_training(RunFolder(run), RunFolder(local), digest)
     files = Place.at(run).files()
     assert {file.partition("/")[0] for file in files} == {
@@ -87,41 +106,56 @@ def test_trained_killed_resumed_and_evaluated_from_the_command_line(planted: Pat
     assert len(published(RunFolder(run).checkpoints)) == 2
 
     for name in (run, local):
-        code, out, err = run_command(tmp_path, "evaluate", name)
+        code, out, err = call("evaluate", name)
         assert code == 0, err
         assert "test split: " in out
     assert read_evaluation(RunFolder(run), EvaluationRequest()) == read_evaluation(RunFolder(local), EvaluationRequest())
-    code, out, err = run_command(tmp_path, "report", run, local)
+    code, out, err = call("report", run, local)
     assert code == 0, err
     assert out.split()[:4] == ["test", "split", "run", "undisturbed"]
 
-    code, out, err = run_command(tmp_path, "train", "small.yaml", "--to", run)
+    code, out, err = call("train", "small.yaml", "--to", run)
     assert (code, out) == (2, "")
     assert f"{run} holds a run already. Continue it with --resume {run}" in err
-    code, out, err = run_command(tmp_path, "evaluate", f"{s3}/nowhere")
+    code, out, err = call("evaluate", f"{s3}/nowhere")
     assert (code, out) == (2, "")
     assert f"{s3}/nowhere is not a run folder" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.yaml", "undisturbed"]
 
 
+@pytest.fixture
+def cluster(s3: str) -> Iterator[str]:
+    """A cluster on this machine whose processes know how to reach the store; the URI of a bucket."""
+    start_ray(2)
+    yield s3
+    ray.shutdown()
+
+
 @pytest.mark.ray
-def test_on_workers_of_ray_it_is_the_same_run(planted: Path, tmp_path: Path, s3: str) -> None:
+@pytest.mark.slow
+def test_on_workers_of_ray_a_run_in_the_store_is_trained_and_evaluated(planted: Path, cluster: str) -> None:
     config = make_config(planted, training__epochs=2)
-    (tmp_path / "small.yaml").write_text(to_yaml(config))
-    run, local = f"{s3}/run", str(tmp_path / "local")
-    for name in (run, local):
-        code, _, err = run_command(tmp_path, "train", "small.yaml", "--workers", "2", "--to", name)
-        assert code == 0, err
-    require_same_training(RunFolder(run), RunFolder(local), open_dataset(planted).manifest.digest)
-    code, _, err = run_command(tmp_path, "evaluate", run, "--workers", "2")
-    assert code == 0, err
-    assert read_evaluation(RunFolder(run), EvaluationRequest())["counts"]["users"] > 0
-    left = {file.partition("/")[0] for file in Place.at(run).files()}
+    run = RunFolder(f"{cluster}/run")
+    run.create(config, open_dataset(planted))
+    told: list[Progress] = []
+    train_on_ray(run, config, 2, told.append)
+    assert [line["epoch"] for line in run.metrics()] == [1, 2]
+    newest = load_newest(run.checkpoints, open_dataset(planted).manifest.digest)
+    assert newest is not None
+    assert newest.position.finished
+    evaluate_on_ray(run, config, EvaluationRequest(), 2)
+    shared = read_evaluation(run, EvaluationRequest())
+    evaluate_run(run, EvaluationRequest())
+    assert read_evaluation(run, EvaluationRequest()) == shared
+    left = {file.partition("/")[0] for file in run.place.files()}
     assert left - {"ray"} == {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "best", "evaluation"}
 
-    code, _, err = run_command(tmp_path, "train", "small.yaml", "--workers", "2", "--to", f"{s3}/lost", "seed=-1e999")
-    assert code == 2
-    assert "Traceback" not in err
+    lost = RunFolder(f"{cluster}/lost")
+    config = make_config(planted, training__learning_rate=1e30)
+    lost.create(config, open_dataset(planted))
+    with pytest.raises(TrainingError, match="is not finite"):  # as a worker has found
+        train_on_ray(lost, config, 1)
+    assert not lost.error.exists()
 
 
 def test_a_store_that_refuses_for_a_while_costs_a_checkpoint(
@@ -130,7 +164,7 @@ def test_a_store_that_refuses_for_a_while_costs_a_checkpoint(
     """Neither the training nor the checkpoint before."""
     trainer = start_at(f"{s3}/run", planted)
     digest = open_dataset(planted).manifest.digest
-    seen: list[int] = []
+    seen: list[tuple[int, int]] = []
 
     def refuse(request: str) -> str | None:
         # The checkpoint in the middle of the second epoch, not the best models between.
@@ -138,19 +172,20 @@ def test_a_store_that_refuses_for_a_while_costs_a_checkpoint(
         return "403 Forbidden" if refused else None
 
     object_store.answer = refuse
-    save = trainer.saver.save
+    step = trainer._step
 
-    def watched(position, *arguments, **settings):  # type: ignore[no-untyped-def]
-        save(position, *arguments, **settings)
-        if (position.epoch, position.step) == (1, 6):
+    def watched(parts: list[Part], number: int) -> torch.Tensor:
+        if (trainer.position.epoch, number) == (1, 5):
+            trainer.saver.wait()
             found = load_newest(trainer.run.checkpoints, digest)
             assert found is not None
-            seen.append(found.position.step)
+            seen.append((found.position.epoch, found.position.step))
+        return step(parts, number)
 
-    trainer.saver.save = watched  # type: ignore[method-assign]
+    trainer._step = watched  # type: ignore[method-assign]
     assert trainer.fit().finished
     assert re.search(r"epoch-0001-step-00000003-\w+ could not be written: .*ACCESS_DENIED.*; training goes on", caplog.text)
-    assert seen in ([0], [6])
+    assert seen == [(1, 0)]
 
 
 def start_at(uri: str, dataset: Path, **overrides: object) -> Trainer:
@@ -200,12 +235,15 @@ def test_a_stop_is_seen_in_the_store(planted: Path, s3: str) -> None:
 
 
 FULL = """
-import json, resource, sys
+import resource, sys
 from sibra_dist.data.dataset import open_dataset
 from sibra_dist.errors import CheckpointError
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.loop import Trainer
 from sibra_dist.training.progress import Callbacks
+from sibra_dist.training.progress import Progress
+from sibra_dist.training.ray_train import evaluate_on_ray, start_ray, train_on_ray
+from sibra_dist.training.reading import Part
 from sibra_dist.training.run_folder import RunFolder
 
 folder, limit, until = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -233,11 +271,9 @@ def test_a_disk_that_is_full_loses_a_checkpoint_and_nothing_else(planted: Path, 
 
     In the second epoch only: training goes on. To the end: it stops and says so, and once there is space the run continues.
     """
-    # The metric of models is told beforehand, so that none but the first is the best.
-    config = make_config(planted, training__patience=-1)
-    undisturbed, run = start(tmp_path / "undisturbed", planted), RunFolder(tmp_path / "run")
-    undisturbed.fit()
-    run.create(config, open_dataset(planted))
+    start(tmp_path / "undisturbed", planted).fit()
+    run = RunFolder(tmp_path / "run")
+    run.create(make_config(planted), open_dataset(planted))
     sizes = [
         next((tmp_path / "undisturbed" / folder).glob("*.safetensors")).stat().st_size for folder in ("best", "checkpoints")
     ]
