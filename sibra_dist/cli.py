@@ -189,7 +189,7 @@ def evaluate(
 def tune(
     config: ConfigArgument,
     overrides: Overrides = None,
-    to: Annotated[Path | None, typer.Option(help="Folder of the search; by default runs/tune-CONFIG-DATE-TIME.")] = None,
+    to: Annotated[str | None, typer.Option(help="Folder of the search; by default runs/tune-CONFIG-DATE-TIME.")] = None,
     workers: Annotated[
         int, typer.Option(min=0, help="Ray Train workers of each trial; 0 trains in the trial's own process.")
     ] = 0,
@@ -202,8 +202,10 @@ def tune(
     from sibra_dist.training.config import TrainConfig
     from sibra_dist.training.tune import search
 
+    if to is not None and "://" in to:
+        raise ConfigError(f"a search is kept in a folder of this machine: give a path for --to, not {to}")
     settings = load_config(TrainConfig, config, overrides or ())
-    folder = to or Path("runs") / f"tune-{Path(config).stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    folder = Path(to) if to else Path("runs") / f"tune-{Path(config).stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     with stages("searching") as tell:
         trials = search(settings, folder, workers, tell)
     console.print(trials_table(trials, settings), soft_wrap=True)

@@ -50,7 +50,8 @@ def train_on_ray(
         SibraError: what a worker raised that the user can put right.
         TrainingError: workers failed more often than `training.max_failures`.
     """
-    payload = {"run": str(run.place), "config": to_plain(config)}
+    # Whoever is called back, such as a search, may end the training then.
+    payload = {"run": str(run.place), "config": to_plain(config), "saved_first": bool(callbacks)}
     with _following(run, progress):
         _run(_train_worker, payload, run, workers, config.training, callbacks)
 
@@ -160,7 +161,6 @@ def _train_worker(payload: dict[str, Any]) -> None:
         if not may_start:
             return
         config = validate(TrainConfig, payload["config"], where=run.name)
-
         shown, pause = -math.inf, 0.0 if run.place.is_local else REMOTE_SECONDS
 
         def show(progress: Progress) -> None:
@@ -172,10 +172,12 @@ def _train_worker(payload: dict[str, Any]) -> None:
                 run.progress.write_text(json.dumps(asdict(progress)))
 
         def report(metrics: dict[str, float]) -> None:
+            if payload["saved_first"]:
+                trainer.saver.wait()
             ray.train.report(metrics)
 
-        dataset = open_dataset(config.dataset)
-        Trainer(config, dataset, run, Callbacks(progress=show, evaluated=report), _device()).fit()
+        trainer = Trainer(config, open_dataset(config.dataset), run, Callbacks(progress=show, evaluated=report), _device())
+        trainer.fit()
 
 
 def _evaluate_worker(payload: dict[str, Any]) -> None:

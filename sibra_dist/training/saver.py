@@ -208,7 +208,7 @@ class Saver:
             )
             folder.write(f"{name}.json", description.to_json())
         except (OSError, CheckpointError):
-            _deleted(folder, [part.file, *receipts[1:]])
+            _deleted(folder, [f"{name}.json", part.file, *receipts[1:]])
             raise
         _deleted(folder, receipts[1:])
 
