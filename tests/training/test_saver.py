@@ -249,7 +249,7 @@ def test_a_rank_that_cannot_write_fails_the_checkpoint_on_all(
     """At once, as it says so; nothing is published, and the one before is as it was."""
 
     def write(ranks: ThreadRanks) -> None:
-        saver = make_saver(tmp_path, ranks=ranks, tables=divided(ranks.rank, 3))
+        saver = make_saver(tmp_path, ranks=ranks, tables=divided(ranks.rank, 3), timeout=20.0)
         saver.save(Position(0, 1), state_of_rank(1, ranks))
         saver.wait()
         if ranks.rank == 0:
