@@ -124,14 +124,14 @@ def train(
         str | None, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a packaged recipe.")
     ] = None,
     overrides: Overrides = None,
-    to: Annotated[Path | None, typer.Option(help="Run folder; by default runs/CONFIG-DATE-TIME.")] = None,
+    to: Annotated[str | None, typer.Option(help="Run folder, a path or URI; by default runs/CONFIG-DATE-TIME.")] = None,
     workers: Annotated[
         str,
         typer.Option(
             metavar="N|MIN:MAX", help="Ray Train workers; MIN:MAX: as the cluster has room; 0 trains in this process."
         ),
     ] = "0",
-    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue this run instead of starting one.")] = None,
+    resume: Annotated[str | None, typer.Option(metavar="RUN", help="Continue this run instead of starting one.")] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Take traces, and show the time of each phase of a step.")] = False,
 ) -> None:
     """Train a model and keep its best state in a run folder.
@@ -179,7 +179,7 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, a path or URI.")],
     split: Annotated[Literal["validation", "test"], typer.Option(help="The split to rank.")] = "test",
     hide: Annotated[
         list[str] | None,
@@ -213,7 +213,7 @@ def evaluate(
 def tune(
     config: ConfigArgument,
     overrides: Overrides = None,
-    to: Annotated[Path | None, typer.Option(help="Folder of the search; by default runs/tune-CONFIG-DATE-TIME.")] = None,
+    to: Annotated[str | None, typer.Option(help="Folder of the search; by default runs/tune-CONFIG-DATE-TIME.")] = None,
     workers: Annotated[
         int, typer.Option(min=0, help="Ray Train workers of each trial; 0 trains in the trial's own process.")
     ] = 0,
@@ -226,8 +226,10 @@ def tune(
     from sibra_dist.training.config import TrainConfig
     from sibra_dist.training.tune import search
 
+    if to is not None and "://" in to:
+        raise ConfigError(f"a search is kept in a folder of this machine: give a path for --to, not {to}")
     settings = load_config(TrainConfig, config, overrides or ())
-    folder = to or Path("runs") / f"tune-{Path(config).stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    folder = Path(to) if to else Path("runs") / f"tune-{Path(config).stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     with stages("searching") as tell:
         trials = search(settings, folder, workers, tell)
     console.print(trials_table(trials, settings), soft_wrap=True)
@@ -235,7 +237,7 @@ def tune(
 
 
 @app.command()
-def report(runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Evaluated run folders.")]) -> None:
+def report(runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Evaluated run folders, paths or URIs.")]) -> None:
     """Compare the evaluated runs on the test split, side by side."""
     from sibra_dist.report import comparison_table
 

@@ -40,18 +40,29 @@ def load_config(kind: type[ConfigType], source: str | Path, overrides: Sequence[
     """
     path = find_config(source)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
+    return parse_config(kind, text, str(path), overrides)
+
+
+def parse_config(kind: type[ConfigType], text: str | bytes, where: str, overrides: Sequence[str] = ()) -> ConfigType:
+    """What `load_config` makes of the content of a file, which an error calls `where`.
+
+    Raises:
+        ConfigError: the first thing wrong in it, by key.
+    """
+    try:
+        values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
-        raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}") from error
+        raise ConfigError(f"{where} is not valid YAML: {_one_line(error)}") from error
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold keys and values at its top, not a {type(values).__name__}")
+        raise ConfigError(f"{where} must hold keys and values at its top, not a {type(values).__name__}")
     for override in overrides:
         values = with_override(values, *parse_override(override))
-    return validate(kind, values, where=str(path))
+    return validate(kind, values, where=where)
 
 
 def find_config(source: str | Path) -> Path:

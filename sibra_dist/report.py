@@ -9,6 +9,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from sibra_dist.data.manifest import SIDES, Counts, Manifest, Records, Side
+from sibra_dist.data.storage import Place
 from sibra_dist.describe import PERCENTILES, modality, share_of
 from sibra_dist.description import Description, EntitiesDescription, Modality
 from sibra_dist.errors import CheckpointError
@@ -83,11 +84,11 @@ def training_summary(run: RunFolder) -> Text:
     best = max(evaluations, key=lambda line: line[monitor])
     return Text(
         f"trained {evaluations[-1]['epoch']} epochs; best {monitor} {best[monitor]:.4f} after epoch {best['epoch']}\n"
-        f"run folder {run.path}; evaluate it with `sibra-dist evaluate {run.path}`"
+        f"run folder {run.name}; evaluate it with `sibra-dist evaluate {run.name}`"
     )
 
 
-def profile_table(folder: Path) -> RenderableType:
+def profile_table(folder: Place) -> RenderableType:
     """Where the time of training steps, and of an evaluation, went; from the profile in a run's folder."""
     profile = read_profile(folder)
     parts: list[RenderableType] = []
@@ -125,22 +126,24 @@ def evaluation_table(result: dict[str, Any]) -> Group:
     return Group(Text("; ".join(notes)), table)
 
 
-def comparison_table(runs: Sequence[Path]) -> Table:
+def comparison_table(runs: Sequence[str | Path]) -> Table:
     """Evaluated runs side by side on the test split.
 
     Raises:
         CheckpointError: a run has not been evaluated, or they were evaluated on different datasets.
     """
-    names = [path.name for path in runs]
+    folders = [RunFolder(path) for path in runs]
+    names = [Path(run.name).name for run in folders]
     results = {}
-    for path in runs:
-        run = RunFolder(path)
+    for run, name in zip(folders, names, strict=True):
         run.config()
         try:
             result = read_evaluation(run, EvaluationRequest())
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} has no evaluation of the test split: run `sibra-dist evaluate {path}`") from error
-        results[path.name if names.count(path.name) == 1 else str(path)] = result
+            raise CheckpointError(
+                f"{run.name} has no evaluation of the test split: run `sibra-dist evaluate {run.name}`"
+            ) from error
+        results[name if names.count(name) == 1 else run.name] = result
     if len({result["dataset"] for result in results.values()}) > 1:
         raise CheckpointError("these runs were evaluated on different datasets, so their figures cannot be compared")
     found = {name.removeprefix("test/"): None for result in results.values() for name in result["metrics"]}

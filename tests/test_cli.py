@@ -277,6 +277,8 @@ BAD_INPUT = {
     "hide what is not read": ("evaluate runs/sibrar --hide items.coverr", "--hide items.coverr: ", "mean items.cover?"),
     "hide of no share": ("evaluate runs/sibrar --hide items.cover=2", "--hide items.cover=2: '2' is not a share from 0 to 1"),
     "hide of a baseline": ("evaluate runs/pop --hide items.cover", "the model reads no such modality"),
+    "search in an object store": ("tune train.yaml --to s3://bucket/search", "a search is kept in a folder of this machine"),
+    "run on an unknown file system": ("train train.yaml --to ftp://host/run", "ftp://host/run names a file system that is not"),
     "report without evaluation": (
         "report runs/pop runs/new",
         "runs/new has no evaluation of the test split: run `sibra-dist evaluate runs/new`",

@@ -30,6 +30,8 @@ from sibra_dist.errors import DatasetError
 OBJECT_STORES = ("s3", "gcs")
 """Arrow's names of the file systems on which a file appears when its upload is complete."""
 DELETED_AT_ONCE = 16
+Content = Union[bytes, "pa.Buffer", Iterator[memoryview]]
+"""Of a file: whole, or piece by piece."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _FILE = re.compile(r"^file:(//)?(?=/(?!/))")  # Java writes file:/a
 
@@ -93,8 +95,12 @@ class Place:
             system, path = filesystem(f"{self / name}")
             return system.open_input_stream(path, compression=None)
 
-    def write(self, name: str, content: bytes | pa.Buffer) -> None:
-        """Make `content` file `name`, in place of one that is there: whole and durable, or else not at all."""
+    def write(self, name: str, content: Content) -> None:
+        """Make `content` file `name`, in place of one that is there: whole and durable, or else not at all.
+
+        Content in pieces that are made meanwhile is the exception: where making one raises, an object store keeps what came
+        before it.
+        """
         with _told(self / name):
             if self.is_local:
                 target = self.path / name
@@ -173,13 +179,13 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     return _opener(uri)(uri.partition("://")[2])
 
 
-def write_atomically(path: Path, content: bytes | pa.Buffer) -> None:
+def write_atomically(path: Path, content: Content) -> None:
     """Write `content` to `path` so that a reader sees the old file or the whole new one, even after a power cut."""
     # Two processes may write the same file at once.
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with aside.open("wb") as file:
-            file.write(content)
+            file.writelines(_pieces(content))
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
@@ -242,12 +248,13 @@ SCHEMES: dict[str, Callable[[str], tuple[fs.FileSystem, str]]] = {
 """The file system of a URI and the path in it, given what follows `://`, by scheme."""
 
 
-def _upload(system: fs.FileSystem, path: str, content: bytes | pa.Buffer) -> None:
+def _upload(system: fs.FileSystem, path: str, content: Content) -> None:
     """Write an object. Arrow completes an upload when its stream is closed, by an exception too, with what was written."""
 
     def upload() -> None:
         stream = system.open_output_stream(path, compression=None)
-        stream.write(content)
+        for piece in _pieces(content):
+            stream.write(piece)
         stream.close()
 
     # Signals interrupt the main thread, so none can come between opening the stream and writing it all.
@@ -255,13 +262,14 @@ def _upload(system: fs.FileSystem, path: str, content: bytes | pa.Buffer) -> Non
         pool.submit(upload).result()
 
 
-def _write_aside(system: fs.FileSystem, path: str, content: bytes | pa.Buffer) -> None:
+def _write_aside(system: fs.FileSystem, path: str, content: Content) -> None:
     folder, _, name = path.rpartition("/")
     aside = f"{folder}/.{name}.{uuid.uuid4().hex}.partial"
     system.create_dir(folder, recursive=True)
     try:
         with system.open_output_stream(aside, compression=None) as file:
-            file.write(content)
+            for piece in _pieces(content):
+                file.write(piece)
         # HDFS renames onto nothing, so for a moment there is neither the old file nor the new one.
         if system.get_file_info(path).type == fs.FileType.File:
             system.delete_file(path)
@@ -269,6 +277,10 @@ def _write_aside(system: fs.FileSystem, path: str, content: bytes | pa.Buffer) -
     finally:
         if system.get_file_info(aside).type == fs.FileType.File:
             system.delete_file(aside)
+
+
+def _pieces(content: Content) -> Iterable[bytes | pa.Buffer | memoryview]:
+    return [content] if isinstance(content, bytes | pa.Buffer) else content
 
 
 def _make_folder(folder: Path) -> None:

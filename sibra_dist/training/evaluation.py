@@ -9,7 +9,7 @@ import torch
 
 from sibra_dist.data.dataset import HeldOut, open_dataset
 from sibra_dist.data.presence import describe_hide, parse_hide
-from sibra_dist.data.storage import write_atomically
+from sibra_dist.errors import CheckpointError
 from sibra_dist.evaluation.evaluate import Evaluation, evaluate
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.placement import pick_device
@@ -48,13 +48,11 @@ def evaluate_run(run: RunFolder, request: EvaluationRequest, device: torch.devic
     ranks = Ranks.current()
     config = run.config()
     dataset = open_dataset(request.dataset or config.dataset)
-    model, epoch = run.load_best(dataset, device or pick_device(config.training.device))
+    model, epoch = run.load_best(dataset, device or pick_device(config.training.device), ranks)
     parse_hide(request.hide, model.modalities(), config.seed, "--hide")
     settings = config.evaluation.model_copy(update={"hide": request.hidden(config)})
     found = evaluate(model, dataset, request.split, settings, seed=config.seed, ranks=(ranks.rank, ranks.world))
     if ranks.leads:
-        folder = run.evaluation(request.split)
-        folder.mkdir(parents=True, exist_ok=True)
         prefix = PREFIXES[request.split]
         result: dict[str, Any] = {
             "split": request.split,
@@ -64,12 +62,16 @@ def evaluate_run(run: RunFolder, request: EvaluationRequest, device: torch.devic
             "counts": found.counts,
             "metrics": {f"{prefix}/{name}": value for name, value in found.metrics.items()},
         }
-        write_atomically(folder / f"{request.name(config)}.json", json.dumps(result, indent=2).encode() + b"\n")
+        content = json.dumps(result, indent=2).encode() + b"\n"
+        try:
+            run.evaluation(request.split).write(f"{request.name(config)}.json", content)
+        except OSError as error:
+            raise CheckpointError(f"the evaluation of {run.name} cannot be written: {error}") from error
     return found
 
 
 def read_evaluation(run: RunFolder, request: EvaluationRequest) -> dict[str, Any]:
     """What `evaluate_run` wrote."""
     name = request.name(run.config())
-    result: dict[str, Any] = json.loads((run.evaluation(request.split) / f"{name}.json").read_text())
+    result: dict[str, Any] = json.loads(run.evaluation(request.split).read(f"{name}.json"))
     return result

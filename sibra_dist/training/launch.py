@@ -64,7 +64,7 @@ def train_here(
         SibraError: see `Trainer`.
     """
     stop = StopRequest(run.stop.exists)
-    run.stop.unlink(missing_ok=True)
+    run.stop.unlink()
     with on_sigterm(stop.ask):
         Trainer(config, dataset, run, Callbacks(progress=progress), profile=profile, stop=stop).fit()
 

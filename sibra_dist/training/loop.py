@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sibra_dist.config import to_plain
 from sibra_dist.data.batches import TrainBatch
 from sibra_dist.data.dataset import Dataset
 from sibra_dist.data.transfer import to_device
@@ -21,10 +22,10 @@ from sibra_dist.errors import TrainingError, TrainingStopped
 from sibra_dist.evaluation.evaluate import evaluate
 from sibra_dist.models import build_model
 from sibra_dist.models.base import Recommender
-from sibra_dist.models.tables import TableLayout, tables_of
+from sibra_dist.models.tables import TableLayout
 from sibra_dist.phases import phase
 from sibra_dist.training.batching import batch_losses, make_batches
-from sibra_dist.training.checkpoint import Position, load_newest, save_checkpoint
+from sibra_dist.training.checkpoint import Position, divided_tables, load_newest, state_of
 from sibra_dist.training.checks import require_served
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.optimization import Optimization
@@ -34,6 +35,7 @@ from sibra_dist.training.progress import Callbacks, Meter, Progress
 from sibra_dist.training.ranks import Ranks
 from sibra_dist.training.reading import Part, Reader
 from sibra_dist.training.run_folder import RunFolder
+from sibra_dist.training.saver import Saver
 from sibra_dist.training.stopping import StopRequest
 from sibra_dist.training.watch import NotFinite, Watch
 from sibra_dist.training.whereabouts import Whereabouts
@@ -105,7 +107,7 @@ class Trainer:
             self.optimization = Optimization(self.config, self.model, self.batches.steps_per_epoch, self.ranks)
             self.losses = torch.zeros(self.batches.steps_per_epoch, device=self.device)
             self._new_watch()
-        self.position = self._resume()
+        self.position, self.saver = self._resume(config)
         self._meter = Meter(self.config.batch_size)
         self._metric: float | None = None
         self._evaluated = 0.0
@@ -120,12 +122,13 @@ class Trainer:
             TrainingError: the loss or a gradient is not finite.
             RankTimeoutError: another rank did not take part in time.
         """
-        with self.whereabouts.telling():
+        with self.whereabouts.telling(), closing(self.saver):
             while not self.position.finished:
                 if self.epochs:
                     self._train_epoch()
                 if not self.position.finished:
                     self._end_epoch()
+            self.saver.wait()
         return self.position
 
     def _layout(self) -> TableLayout:
@@ -233,7 +236,6 @@ class Trainer:
         if every is not None and self.steps_done % every == 0:
             self._require_finite()
             self._judge({"loss": float(self.losses[:step].mean())})
-            self._save_checkpoint()
             self.model.train()
         elif self.config.checkpoint_every > 0 and step % self.config.checkpoint_every == 0:
             self._save_checkpoint()
@@ -252,12 +254,13 @@ class Trainer:
         due = epoch % self.config.evaluate_every == 0 if every is None else done % every == 0
         if due or self.position.finished:
             self._judge(metrics)
-        if self.epochs:
+        else:
             self._save_checkpoint()
+        if self.epochs:
             self._report()
 
     def _judge(self, metrics: dict[str, float]) -> None:
-        """Evaluate on the validation split, keep the best model, let early stopping decide, and record."""
+        """Evaluate on the validation split, let early stopping decide, record, and save."""
         began = time.monotonic()
         metrics = {"epoch": self.position.epoch, "steps": self.steps_done, **metrics, **self._evaluate()}
         position, value = self.position, metrics[f"val/{self.config.monitor}"]
@@ -267,11 +270,9 @@ class Trainer:
             raise TrainingError(
                 f"no user of {self.dataset.place} holds anything out for validation: prepare it with such a split"
             )
-        if position.best is None or value > position.best:
+        is_best = position.best is None or value > position.best
+        if is_best:
             position = replace(position, best=value, best_epoch=position.epoch, evaluations_since_best=0)
-            self._require_savable()
-            if self.ranks.leads:
-                save_checkpoint(self.run.best, position, self.dataset.manifest.digest, self.model)
         else:
             position = replace(position, evaluations_since_best=position.evaluations_since_best + 1)
         out_of_patience = 0 < self.config.patience <= position.evaluations_since_best
@@ -279,6 +280,7 @@ class Trainer:
         if self.ranks.leads:
             self.run.record({**metrics, "examples_per_second": round(self._meter.rate)})
         self._meter.pause(began)
+        self._save_checkpoint(is_best=is_best)
         self.callbacks.evaluated(metrics)
 
     def _evaluate(self) -> dict[str, float]:
@@ -290,53 +292,49 @@ class Trainer:
             result = evaluate(self.model, self.dataset, "validation", self.evaluation, names=names, seed=self.seed, ranks=ranks)
         return {f"val/{name}": value for name, value in result.metrics.items()}
 
-    def _resume(self) -> Position:
-        checkpoint = load_newest(self.run.checkpoints, self.dataset.manifest.digest)
-        # All ranks must continue from one place, even if a file appeared while they were looking.
-        found = checkpoint.position if checkpoint else Position()
-        position = self.ranks.agree(found)
-        if found != position:
-            raise TrainingError(
-                f"ranks see different checkpoints in {self.run.checkpoints}: it must lie on a disk that they share"
-            )
-        if checkpoint is not None:
-            checkpoint.restore(self.model, self.optimization.optimizer)
-            saved = checkpoint.tensors["losses"]
-            if position.step and len(saved) == len(self.losses):
-                self.losses.copy_(saved)
-        return position
+    def _resume(self, config: TrainConfig) -> tuple[Position, Saver]:
+        """Continue from the newest checkpoint, if there is one."""
+        digest = self.dataset.manifest.digest
+        tables = divided_tables(self.model)
+        checkpoint = load_newest(self.run.checkpoints, digest, self.ranks, tables)
+        saver = Saver(
+            self.run.checkpoints,
+            self.run.best,
+            digest,
+            to_plain(config),
+            keep=self.config.keep_checkpoints,
+            best_name=checkpoint.best if checkpoint else None,
+            ranks=self.ranks,
+            tables=tables,
+            timeout=self.config.rank_timeout,
+        )
+        if checkpoint is None:
+            return Position(), saver
+        checkpoint.restore(self.model, self.optimization.optimizer if self.epochs else None)
+        if self.epochs:
+            losses = checkpoint.tensors["losses"]
+            self.losses[: len(losses)] = losses
+        return checkpoint.position, saver
 
-    def _save_checkpoint(self) -> None:
-        self._require_finite()
+    def _save_checkpoint(self, *, is_best: bool = False, is_last: bool = False) -> None:
+        """Begin to write what is needed to continue from here, and the model apart if it is the best."""
+        if self.epochs:
+            self._require_finite()
         with phase("checkpoint"):
             self.whereabouts.note("checkpoint", self.position.epoch, self.position.step)
-            self._require_savable()
-            if self.ranks.leads:
-                save_checkpoint(
-                    self.run.checkpoints,
-                    self.position,
-                    self.dataset.manifest.digest,
-                    self.model,
-                    self.optimization.optimizer,
-                    self.losses,
-                    self.config.keep_checkpoints,
-                )
-
-    def _require_savable(self) -> None:
-        """A checkpoint holds what rank 0 has, and so not all of a divided table."""
-        if any(table.divided for table in tables_of(self.model).values()):
-            raise TrainingError(
-                "checkpoints of tables whose rows are divided over ranks cannot be written yet: set "
-                "training.interaction_table to replicated, or train on one rank"
-            )
+            state = state_of(self.model)
+            if self.epochs:
+                state = state_of(self.model, self.optimization.optimizer, self.losses[: self.position.step])
+            self.saver.save(self.position, state, is_best=is_best, is_last=is_last or self.position.finished)
 
     def _stop(self) -> None:
-        self._save_checkpoint()
+        self._save_checkpoint(is_last=True)
+        self.saver.wait()
         if self.ranks.leads:
-            self.run.stop.unlink(missing_ok=True)
+            self.run.stop.unlink()
         raise TrainingStopped(
             f"training was asked to stop and has stopped after step {self.position.step} of epoch {self.position.epoch}. "
-            f"Continue it with `sibra-dist train --resume {self.run.path}`"
+            f"Continue it with `sibra-dist train --resume {self.run.name}`"
         )
 
     def _new_watch(self) -> None:

@@ -13,12 +13,13 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from sibra_dist.data.storage import write_atomically
+from sibra_dist.data.storage import Place
 from sibra_dist.phases import Spans
 
 WARM_UP, PROFILED = 5, 20
@@ -29,7 +30,7 @@ RESULT = "phases.json"
 class TrainingProfile:
     """The profile of one training, taken once."""
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
+    def __init__(self, folder: Place, device: torch.device) -> None:
         """Prepare to write into a folder."""
         self._folder = folder
         self._device = device
@@ -67,7 +68,6 @@ class TrainingProfile:
 
     @contextmanager
     def _taken(self, name: str) -> Iterator[None]:
-        self._folder.mkdir(parents=True, exist_ok=True)
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._device.type == "cuda" else [])]
         spans = Spans(self._device)
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler's own log goes to the terminal
@@ -75,14 +75,16 @@ class TrainingProfile:
             with spans.listening():
                 yield
             self._result[name] = {"count": 1, "seconds": spans.seconds()}
-        trace.export_chrome_trace(str(self._folder / f"{name}.trace.json"))
+        with TemporaryDirectory(prefix="sibra-dist-") as folder:  # of this machine, where the run's folder may not be
+            file = Path(folder) / f"{name}.trace.json"
+            trace.export_chrome_trace(str(file))
+            self._folder.write(file.name, file.read_bytes())
 
     def _write(self) -> None:
-        write_atomically(self._folder / RESULT, json.dumps(self._result, indent=2).encode() + b"\n")
+        self._folder.write(RESULT, json.dumps(self._result, indent=2).encode() + b"\n")
 
 
-def read_profile(folder: Path) -> dict[str, Any]:
+def read_profile(folder: Place) -> dict[str, Any]:
     """What was written: for `steps` and `evaluation`, as far as they were profiled, the `count` and `seconds` by phase."""
-    path = folder / RESULT
-    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    result: dict[str, Any] = json.loads(folder.read(RESULT)) if folder.status(RESULT) else {}
     return result

@@ -7,8 +7,10 @@ several nodes the run folder and the dataset must therefore lie on storage that 
 
 import json
 import logging
+import math
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -23,7 +25,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from sibra_dist.config import to_plain, validate
 from sibra_dist.data.dataset import open_dataset
-from sibra_dist.data.storage import write_atomically
+from sibra_dist.data.storage import filesystem
 from sibra_dist.errors import SibraError, TrainingError, TrainingStopped
 from sibra_dist.training.config import TrainConfig, TrainingConfig
 from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run
@@ -34,6 +36,8 @@ from sibra_dist.training.run_folder import RunFolder
 from sibra_dist.training.stopping import StopRequest, on_sigterm
 
 POLL_SECONDS = 0.5
+REMOTE_SECONDS = 5.0
+"""Between two tellings of progress in an object store, for which training waits."""
 
 
 def train_on_ray(
@@ -54,16 +58,17 @@ def train_on_ray(
         TrainingStopped: it was asked to stop.
         TrainingError: workers failed more often than `training.max_failures`.
     """
-    payload = {"run": str(run.path.resolve()), "config": to_plain(config), "profile": profile}
+    # Whoever is called back, such as a search, may end the training then.
+    payload = {"run": str(run.place), "config": to_plain(config), "profile": profile, "saved_first": bool(callbacks)}
     start_ray(workers.most)
-    run.stop.unlink(missing_ok=True)
-    with _following(run, progress), on_sigterm(run.stop.touch):
+    run.stop.unlink()
+    with _following(run, progress), on_sigterm(lambda: run.stop.write_text("")):
         _run(_train_worker, payload, run, workers, config.training, callbacks)
 
 
 def evaluate_on_ray(run: RunFolder, config: TrainConfig, request: EvaluationRequest, workers: int) -> None:
     """Evaluate a run on `workers` Ray Train workers, which share out its users; see `evaluate_run`."""
-    payload = {"run": str(run.path.resolve()), "request": asdict(request)}
+    payload = {"run": str(run.place), "request": asdict(request)}
     start_ray(workers)
     _run(_evaluate_worker, payload, run, Workers(workers, workers), config.training, ())
 
@@ -112,11 +117,13 @@ def _run(
 ) -> None:
     use_gpu = uses_gpu(config, workers.least)
     require("GPU" if use_gpu else "CPU", workers.least)
-    run.error.unlink(missing_ok=True)
+    run.error.unlink()
     # By name, as the types that Ray states are those of its former interface.
     scaling: dict[str, Any] = {"num_workers": workers.least, "use_gpu": use_gpu}
     if workers.most > workers.least:
         scaling |= {"num_workers": tuple(workers), "elastic_resize_monitor_interval_s": config.resize_every}
+    # By its own rules Ray finds only some of the object stores that the environment names.
+    system, path = filesystem(run.place.uri)
     trainer = TorchTrainer(
         worker,
         train_loop_config=payload,
@@ -125,7 +132,8 @@ def _run(
         scaling_config=ScalingConfig(**scaling),
         run_config=RunConfig(
             name="ray",
-            storage_path=str(run.path.resolve()),
+            storage_path=path,
+            storage_filesystem=None if run.place.is_local else system,
             failure_config=FailureConfig(max_failures=config.max_failures),
             callbacks=list[Any](callbacks),
         ),
@@ -135,7 +143,7 @@ def _run(
     except ray.train.TrainingFailedError as error:
         _raise_recorded(run)
         reason = " ".join(str(error).split())[-500:]
-        remedy = f"Continue the run with `sibra-dist train --resume {run.path}`"
+        remedy = f"Continue the run with `sibra-dist train --resume {run.name}`"
         raise TrainingError(f"the workers failed: {reason}. {remedy}") from error
     _raise_recorded(run)
 
@@ -150,7 +158,7 @@ def _recording_errors(run: RunFolder) -> Iterator[bool]:
         yield not run.error.exists()
     except SibraError as error:
         if not error.passing:
-            write_atomically(run.error, json.dumps({"kind": type(error).__name__, "message": str(error)}).encode())
+            run.error.write_text(json.dumps({"kind": type(error).__name__, "message": str(error)}))
         # All ranks stop in the same step: they are done, and none has to be started again.
         if not isinstance(error, TrainingStopped):
             raise
@@ -170,18 +178,27 @@ def _train_worker(payload: dict[str, Any]) -> None:
     with _recording_errors(run) as may_start:
         if not may_start:
             return
-        config = validate(TrainConfig, payload["config"], where=str(run.path))
+        config = validate(TrainConfig, payload["config"], where=run.name)
+        shown, pause = -math.inf, 0.0 if run.place.is_local else REMOTE_SECONDS
 
         def show(progress: Progress) -> None:
+            nonlocal shown
+            if time.monotonic() - shown < pause:
+                return
+            shown = time.monotonic()
             with suppress(OSError):  # a bar is no reason to stop
-                write_atomically(run.progress, json.dumps(asdict(progress)).encode())
+                run.progress.write_text(json.dumps(asdict(progress)))
 
         def report(metrics: dict[str, float]) -> None:
+            if payload["saved_first"]:
+                trainer.saver.wait()
             ray.train.report(metrics)
 
         stop = StopRequest(run.stop.exists)
         callbacks = Callbacks(progress=show, evaluated=report, leaving=_leaving)
-        Trainer(config, open_dataset(config.dataset), run, callbacks, _device(), profile=payload["profile"], stop=stop).fit()
+        dataset = open_dataset(config.dataset)
+        trainer = Trainer(config, dataset, run, callbacks, _device(), profile=payload["profile"], stop=stop)
+        trainer.fit()
 
 
 def _leaving() -> bool:
@@ -208,7 +225,7 @@ def _following(run: RunFolder, show: Callable[[Progress], None]) -> Iterator[Non
 
     def follow() -> None:
         seen = None
-        while not done.wait(POLL_SECONDS):
+        while not done.wait(POLL_SECONDS if run.place.is_local else REMOTE_SECONDS):
             try:
                 text = run.progress.read_text()
             except OSError:
@@ -218,11 +235,11 @@ def _following(run: RunFolder, show: Callable[[Progress], None]) -> Iterator[Non
                 show(Progress(**json.loads(text)))
 
     follower = threading.Thread(target=follow, name="progress", daemon=True)
-    run.progress.unlink(missing_ok=True)
+    run.progress.unlink()
     follower.start()
     try:
         yield
     finally:
         done.set()
         follower.join()
-        run.progress.unlink(missing_ok=True)
+        run.progress.unlink()

@@ -1,20 +1,22 @@
-"""A run's folder: what was asked, where it ran, what came out.
+"""A run's folder, on any file system: what was asked, where it ran, what came out.
 
 <run>/
   config.yaml         the resolved configuration
   environment.json    versions, git commit, hardware, dataset digest
   metrics.jsonl       a line an evaluation
   checkpoints/        the newest few; see `sibra_dist.training.checkpoint`
-  best/               the model at its best validation metric
+  best/               the model at its best validation metric, for each checkpoint that is kept
   profile/            traces and phases, if a profile was asked for
   stop                asks the run to stop, and is removed when it has
   evaluation/<split>/ metrics.json, written by `sibra-dist evaluate`
 """
 
 import json
+import logging
 import platform
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,37 +24,85 @@ from typing import Any
 import torch
 
 from sibra_dist import __version__
-from sibra_dist.config import load_config, to_yaml
+from sibra_dist.config import parse_config, to_yaml
 from sibra_dist.data.dataset import Dataset, open_dataset
-from sibra_dist.data.storage import write_atomically
+from sibra_dist.data.storage import Place
 from sibra_dist.errors import CheckpointError
 from sibra_dist.models import build_model
 from sibra_dist.models.base import Recommender
-from sibra_dist.training.checkpoint import load_newest
+from sibra_dist.training.checkpoint import ALONE, load_best
 from sibra_dist.training.checks import require_served
 from sibra_dist.training.config import TrainConfig
+from sibra_dist.training.ranks import Ranks
+
+logger = logging.getLogger("sibra_dist")
 
 CONFIG = "config.yaml"
 PACKAGES = ("torch", "numpy", "pyarrow", "torchmetrics", "ray", "pyspark")
 
 
-class RunFolder:
-    """Paths and small files of one run."""
+@dataclass(frozen=True)
+class RunFile:
+    """A small file of a run, on any file system; its methods, named as those of a `Path`, raise `OSError`."""
 
-    def __init__(self, path: str | Path) -> None:
-        """The run in folder `path`, which may not exist yet."""
-        self.path = Path(path)
-        self.checkpoints = self.path / "checkpoints"
-        self.best = self.path / "best"
-        self.progress = self.path / "progress.json"
-        self.error = self.path / "error.json"
-        self.stop = self.path / "stop"
-        self.profile = self.path / "profile"
+    folder: Place
+    name: str
+
+    def __str__(self) -> str:
+        return str(self.folder / self.name)
+
+    def exists(self) -> bool:
+        """Whether it is there."""
+        return self.folder.status(self.name) is not None
+
+    def read_text(self) -> str:
+        """Its content."""
+        return self.folder.read(self.name).decode()
+
+    def write_text(self, text: str) -> None:
+        """Replace its content, as a whole."""
+        self.folder.write(self.name, text.encode())
+
+    def unlink(self) -> None:
+        """Delete it, if it is there."""
+        self.folder.delete([self.name])
+
+
+class RunFolder:
+    """Places and small files of one run."""
+
+    def __init__(self, path: str | Path | Place) -> None:
+        """The run at a path or URI, which may not exist yet."""
+        self.place = Place.at(path)
+        self.name = str(self.place) if "://" in str(path) else str(Path(str(path)))
+        """As it was given, for messages"""
+        self.checkpoints = self.place / "checkpoints"
+        self.best = self.place / "best"
+        self.profile = self.place / "profile"
+        self.progress = RunFile(self.place, "progress.json")
+        self.error = RunFile(self.place, "error.json")
+        self.stop = RunFile(self.place, "stop")
+        self._config = RunFile(self.place, CONFIG)
+        self._environment = RunFile(self.place, "environment.json")
+        self._metrics = RunFile(self.place, "metrics.jsonl")
+        self._unwritten: list[dict[str, Any]] = []
+
+    @property
+    def path(self) -> Path:
+        """The folder, where it is one of this machine; `ValueError` where it is not."""
+        return self.place.path
 
     @property
     def exists(self) -> bool:
-        """Whether a run was started here."""
-        return (self.path / CONFIG).is_file()
+        """Whether a run was started here.
+
+        Raises:
+            CheckpointError: that cannot be found out.
+        """
+        try:
+            return self._config.exists()
+        except OSError as error:
+            raise CheckpointError(f"the run {self.name} cannot be reached: {error}") from error
 
     def create(self, config: TrainConfig, dataset: Dataset) -> None:
         """Start the folder. Its configuration is written last, so that its presence means a run.
@@ -64,17 +114,16 @@ class RunFolder:
         """
         if self.exists:
             raise CheckpointError(
-                f"{self.path} holds a run already. Continue it with --resume {self.path}, or choose another --to"
+                f"{self.name} holds a run already. Continue it with --resume {self.name}, or choose another --to"
             )
         with torch.device("meta"):  # parameters without memory
             model = build_model(config.model, dataset, config.seed)
         require_served(config, dataset, model)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / "environment.json", json.dumps(environment(dataset), indent=2).encode() + b"\n")
-            write_atomically(self.path / CONFIG, to_yaml(config).encode())
+            self._environment.write_text(json.dumps(environment(dataset), indent=2) + "\n")
+            self._config.write_text(to_yaml(config))
         except OSError as error:
-            raise CheckpointError(f"the run folder {self.path} cannot be written: {error}") from error
+            raise CheckpointError(f"the run folder {self.name} cannot be written: {error}") from error
 
     def config(self) -> TrainConfig:
         """The configuration the run was started with.
@@ -83,19 +132,34 @@ class RunFolder:
             CheckpointError: no run is here.
         """
         if not self.exists:
-            raise CheckpointError(f"{self.path} is not a run folder: it has no {CONFIG}. Make one with `sibra-dist train`")
-        return load_config(TrainConfig, self.path / CONFIG)
+            raise CheckpointError(f"{self.name} is not a run folder: it has no {CONFIG}. Make one with `sibra-dist train`")
+        try:
+            return parse_config(TrainConfig, self._config.read_text(), f"{self.name}/{CONFIG}")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{self.name}/{CONFIG} cannot be read: {error}") from error
 
-    def load_best(self, dataset: Dataset, device: torch.device) -> tuple[Recommender, int]:
+    def dataset_digest(self) -> str:
+        """Digest of the dataset that the run was started with.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        try:
+            digest: str = json.loads(self._environment.read_text())["dataset"]["digest"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{self._environment} cannot be read: {error}. Copy the run again") from error
+        return digest
+
+    def load_best(self, dataset: Dataset, device: torch.device, ranks: Ranks = ALONE) -> tuple[Recommender, int]:
         """The model at its best validation metric, ready to evaluate, and the epoch that was.
 
         Raises:
             CheckpointError: there is none, it is damaged, or it was made from another dataset.
         """
-        checkpoint = load_newest(self.best, dataset.manifest.digest)
+        checkpoint = load_best(self.checkpoints, self.best, dataset.manifest.digest, ranks)
         if checkpoint is None:
             raise CheckpointError(
-                f"{self.path} holds no trained model yet. Continue it with `sibra-dist train --resume {self.path}`"
+                f"{self.name} holds no trained model yet. Continue it with `sibra-dist train --resume {self.name}`"
             )
         config = self.config()
         model = build_model(config.model, dataset, config.seed)
@@ -103,25 +167,47 @@ class RunFolder:
         return model.to(device).eval(), checkpoint.position.epoch
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The evaluations so far, in order."""
-        path = self.path / "metrics.jsonl"
+        """The evaluations so far, in order.
+
+        Raises:
+            CheckpointError: they cannot be read.
+        """
         try:
-            return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        except ValueError as error:
-            raise CheckpointError(f"{path} is damaged: {error}. Remove it: training will go on without its history") from error
+            return self._recorded()
+        except OSError as error:
+            raise CheckpointError(f"the evaluations of {self.name} cannot be read: {error}") from error
 
     def record(self, metrics: dict[str, Any]) -> None:
-        """Add an evaluation; what an interrupted run recorded beyond its last checkpoint is replaced."""
-        lines = [line for line in self.metrics() if line["steps"] < metrics["steps"]]
-        text = "".join(json.dumps(line) + "\n" for line in [*lines, metrics])
-        write_atomically(self.path / "metrics.jsonl", text.encode())
+        """Add an evaluation; what an interrupted run recorded beyond its last checkpoint is replaced.
 
-    def evaluation(self, split: str) -> Path:
+        Where that is not possible, which is told, it is added together with the next one.
+        """
+        self._unwritten = [line for line in self._unwritten if line["steps"] < metrics["steps"]] + [metrics]
+        try:
+            lines = [line for line in self._recorded() if line["steps"] < self._unwritten[0]["steps"]]
+            self._metrics.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *self._unwritten]))
+            self._unwritten = []
+        except OSError as error:
+            logger.warning("the evaluation could not be recorded: %s; it is tried again with the next one", error)
+
+    def _recorded(self) -> list[dict[str, Any]]:
+        try:
+            return [json.loads(line) for line in self._metrics.read_text().splitlines()]
+        except FileNotFoundError:
+            return []
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self._metrics} is damaged: {error}. Remove it: training will go on without its history"
+            ) from error
+
+    def evaluation(self, split: str) -> Place:
         """Folder of the evaluation of a split."""
-        return self.path / "evaluation" / split
+        return self.place / "evaluation" / split
 
 
-def open_run(path: str | Path, dataset: str | None = None, cache: Path | None = None) -> tuple[RunFolder, TrainConfig, Dataset]:
+def open_run(
+    path: str | Path | Place, dataset: str | None = None, cache: Path | None = None
+) -> tuple[RunFolder, TrainConfig, Dataset]:
     """A run, its configuration, and its dataset (or the copy in another folder `dataset`).
 
     Raises:
@@ -130,10 +216,7 @@ def open_run(path: str | Path, dataset: str | None = None, cache: Path | None = 
     run = RunFolder(path)
     config = run.config()
     opened = open_dataset(dataset or config.dataset, cache)
-    try:
-        made_from = json.loads((run.path / "environment.json").read_text())["dataset"]["digest"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{run.path / 'environment.json'} cannot be read: {error}. Copy the run again") from error
+    made_from = run.dataset_digest()
     if made_from != opened.manifest.digest:
         raise CheckpointError(
             f"{path} was made from another dataset ({made_from[:12]}) than {opened.place} ({opened.manifest.digest[:12]}). "

@@ -115,7 +115,13 @@ def _trial(settings: dict[str, Any], base: dict[str, Any], trials: str, workers:
     if workers:
         train_on_ray(run, config, Workers(workers, workers), callbacks=[TuneReportCallback()])
     else:
-        Trainer(config, dataset, run, Callbacks(evaluated=tune.report)).fit()
+
+        def report(metrics: dict[str, float]) -> None:
+            trainer.saver.wait()  # Ray Tune may end a trial by not returning from here
+            tune.report(metrics)
+
+        trainer = Trainer(config, dataset, run, Callbacks(evaluated=report))
+        trainer.fit()
 
 
 def _with_settings(base: dict[str, Any], settings: dict[str, Any]) -> TrainConfig:

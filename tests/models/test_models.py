@@ -15,14 +15,16 @@ from sibra_dist.config import to_plain, validate
 from sibra_dist.data.batches import Batches, TrainBatch
 from sibra_dist.data.dataset import Dataset, open_dataset
 from sibra_dist.data.presence import NOTHING_HIDDEN, Hidden
+from sibra_dist.data.storage import Place
 from sibra_dist.data.user_batches import AnyBatch, UserBatches
 from sibra_dist.losses import LOSSES, POOL_LOSSES
 from sibra_dist.models import MODELS, build_model
 from sibra_dist.models.base import Recommender
 from sibra_dist.training.batching import batch_losses, make_batches
-from sibra_dist.training.checkpoint import Position, load_newest, save_checkpoint
+from sibra_dist.training.checkpoint import Position, load_newest, state_of
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.ranks import Ranks
+from sibra_dist.training.saver import Saver
 from tests.models.cases import CASES, LONG, TRAINED, TRAINING, WHOLE_USERS, all_scores, build, told_apart, train, with_side_keys
 from tests.planted import write_planted
 
@@ -165,8 +167,10 @@ def rows_of(batch: TrainBatch, rows: slice) -> TrainBatch:
 def test_saved_and_loaded_it_is_the_same_to_the_bit(planted: OpenPlanted, tmp_path: Path, case: str) -> None:
     dataset = planted("cold_item")
     model, loaded = (build(CASES[case].model, dataset, seed).eval() for seed in (0, 1))
-    save_checkpoint(tmp_path, Position(epoch=1), "digest", model)
-    checkpoint = load_newest(tmp_path, "digest")
+    saver = Saver(Place.at(tmp_path / "checkpoints"), Place.at(tmp_path / "best"), "digest", {})
+    saver.save(Position(epoch=1), state_of(model))
+    saver.wait()
+    checkpoint = load_newest(tmp_path / "checkpoints", "digest")
     assert checkpoint is not None
     checkpoint.restore(loaded)
     assert loaded.state_dict().keys() == model.state_dict().keys()

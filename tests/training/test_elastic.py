@@ -54,8 +54,8 @@ def test_workers_come_and_go_with_the_machines_and_see_the_same_batches(
             if self.ranks.leads:
                 (steps / f"{epoch:04}-{number:04}.json").write_text(json.dumps([self.ranks.world, float(self.losses[number])]))
 
-        def saved(self: Trainer) -> None:
-            save(self)
+        def saved(self: Trainer, **how: bool) -> None:
+            save(self, **how)
             if self._leaving:
                 announced.touch()
 
@@ -100,7 +100,7 @@ def test_workers_come_and_go_with_the_machines_and_see_the_same_batches(
         cluster.remove_node(node)
         wait_until(lambda: worlds()[-1] == 1)
     finally:
-        run.stop.touch()
+        run.stop.write_text("")
         training.join()
         ray.shutdown()
         cluster.shutdown()

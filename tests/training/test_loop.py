@@ -221,9 +221,9 @@ def test_without_patience_all_epochs_are_trained(planted: Path, tmp_path: Path, 
 
 def test_learning_rate_follows_the_schedule(planted: Path, tmp_path: Path) -> None:
     rates: list[float] = []
-    trainer = start(tmp_path / "run", planted, training__schedule="cosine", training__epochs=2, training__learning_rate=0.5)
-    optimizer = trainer.optimization.optimizer
-    optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+    callbacks = Callbacks(stepped=lambda *_: rates.append(trainer.optimization.optimizer.param_groups[0]["lr"]))
+    settings = {"training__schedule": "cosine", "training__epochs": 2, "training__learning_rate": 0.5}
+    trainer = start(tmp_path / "run", planted, callbacks, **settings)
     trainer.fit()
     total = 2 * trainer.batches.steps_per_epoch
     assert rates == pytest.approx([0.25 * (1 + math.cos(math.pi * step / total)) for step in range(total)])

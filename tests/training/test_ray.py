@@ -102,7 +102,7 @@ def test_evaluation_is_the_same_with_and_without_ray(planted: Path, tmp_path: Pa
     Trainer(config, open_dataset(planted), run).fit()
     evaluate_run(run, EvaluationRequest())
     alone = read_evaluation(run, EvaluationRequest())
-    shutil.rmtree(run.evaluation("test"))
+    run.evaluation("test").delete_all()
     evaluate_on_ray(run, config, EvaluationRequest(), 2)
     assert read_evaluation(run, EvaluationRequest()) == alone
 
