@@ -5,6 +5,7 @@ every parameter matters to the loss: Adam makes steps of any size out of a gradi
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,13 +16,19 @@ import torch.multiprocessing
 
 from sibra_dist.config import validate, with_override
 from sibra_dist.data.dataset import open_dataset
+from sibra_dist.errors import TrainingStopped
 from sibra_dist.evaluation import evaluate
 from sibra_dist.models.tables import Table, tables_of
+from sibra_dist.training.checkpoint import published, read_description
 from sibra_dist.training.config import TrainConfig
+from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run
 from sibra_dist.training.loop import Trainer
+from sibra_dist.training.progress import Callbacks
 from sibra_dist.training.ranks import Ranks
-from sibra_dist.training.run_folder import RunFolder
+from sibra_dist.training.run_folder import RunFolder, open_run
+from sibra_dist.training.stopping import StopRequest
 from tests.planted import write_planted
+from tests.training.conftest import make_config
 
 USERS, ITEMS, STEPS = 61, 83, 5  # which no number of ranks divides
 
@@ -263,3 +270,41 @@ def test_only_tables_are_divided(dataset: Path, tmp_path: Path) -> None:
         "items.encoders.of_interactions.table.weight",
     }
     assert all(isinstance(table, Table) and not table.divided for table in tables_of(model).values())
+
+
+def continue_one(rank: int, world: int, meeting: str, folder: str, steps: int) -> None:
+    """Continue a run for so many steps, or to its end; rank 0 adds their losses to a file."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    run, config, dataset = open_run(folder)
+    losses: list[float] = []
+    stop = StopRequest(lambda: len(losses) + 1 >= steps, poll_seconds=0)  # asked while a step is computed
+    callbacks = Callbacks(stepped=lambda epoch, step, loss: losses.append(loss))
+    with suppress(TrainingStopped):
+        Trainer(config, dataset, run, callbacks, stop=stop).fit()
+    if rank == 0:
+        with Path(folder, "losses").open("a") as file:
+            file.writelines(f"{loss}\n" for loss in losses)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_a_run_goes_on_with_its_tables_divided_over_other_ranks_or_whole(planted: Path, tmp_path: Path) -> None:
+    settings = {"training__epochs": 2, "model__users__batch_norm_every": -1, "model__items__batch_norm_every": -1}
+    config = make_config(planted, training__interaction_table="row_sharded", **settings)
+    run, dataset = RunFolder(tmp_path / "run"), open_dataset(planted)
+    run.create(config, dataset)
+    for number, (world, steps) in enumerate([(2, 3), (1, 2), (3, 1000)]):
+        arguments = (world, str(tmp_path / f"{number}.meeting"), str(run.path), steps)
+        torch.multiprocessing.start_processes(continue_one, args=arguments, nprocs=world, start_method="spawn")
+        saved = read_description(run.checkpoints, published(run.checkpoints)[0])
+        assert (saved.world, len(saved.parts)) == (world, world)
+    whole = RunFolder(tmp_path / "whole")
+    replicated = make_config(planted, **settings)
+    whole.create(replicated, dataset)
+    wanted: list[float] = []
+    Trainer(replicated, dataset, whole, Callbacks(stepped=lambda epoch, step, loss: wanted.append(loss))).fit()
+    found = [float(line) for line in (run.path / "losses").read_text().splitlines()]
+    assert found == pytest.approx(wanted, rel=1e-4)
+    first, second = (evaluate_run(one, EvaluationRequest()).metrics for one in (run, whole))
+    assert first == pytest.approx(second, abs=0.02)
