@@ -157,11 +157,13 @@ class Trainer:
                 self._step(next(steps), step)
                 if self.profile is not None:
                     self.profile.after_step(is_last)
-                if (step + 1) % LOOKING_STEPS[self.device.type] == 0:
+                looks = (step + 1) % LOOKING_STEPS[self.device.type] == 0
+                if looks:
                     self._require_finite()
-                    self._heed()
                 if self.callbacks.stepped is not None:
                     self.callbacks.stepped(epoch, step, float(self.losses[step]))
+                if looks:
+                    self._heed()
                 if self._meter.step():
                     self._report()
                 if not is_last:

@@ -278,7 +278,7 @@ def continue_one(rank: int, world: int, meeting: str, folder: str, steps: int) -
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
     run, config, dataset = open_run(folder)
     losses: list[float] = []
-    stop = StopRequest(lambda: len(losses) + 1 >= steps, poll_seconds=0)  # asked while a step is computed
+    stop = StopRequest(lambda: len(losses) + 1 >= steps, poll_seconds=0)  # which a step asks about itself
     callbacks = Callbacks(stepped=lambda epoch, step, loss: losses.append(loss))
     with suppress(TrainingStopped):
         Trainer(config, dataset, run, callbacks, stop=stop).fit()
