@@ -20,7 +20,7 @@ ROOMS = {
     "phases": (),
     "losses": (),
     "data": (),
-    "etl": ("data.manifest", "data.storage"),
+    "etl": ("data.manifest", "data.publish", "data.storage"),
     "models": ("data", "losses"),
     "evaluation": ("models", "data"),
     "training": ("evaluation", "models", "losses", "data"),
