@@ -299,6 +299,29 @@ def params(
 
 
 @app.command()
+def estimate(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    workers: Annotated[int, typer.Option(min=1, help="Ranks that share each batch.")] = 1,
+    gpu_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory of a rank's GPU, such as 24GiB; by default, ranks train on CPUs.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, in bytes, for machines.")] = False,
+) -> None:
+    """Say what memory each rank of a training will need, and on how many GPUs it fits."""
+    from sibra_dist.estimate import estimate as estimated
+    from sibra_dist.estimate import estimate_table, estimate_values, read_bytes
+    from sibra_dist.training.config import TrainConfig
+
+    settings = load_config(TrainConfig, config, overrides or ())
+    found = estimated(settings, workers, None if gpu_memory is None else read_bytes(gpu_memory))
+    if as_json:
+        typer.echo(json.dumps(estimate_values(found), indent=2))
+        return
+    console.print(estimate_table(found), soft_wrap=True)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     console.print(__version__)

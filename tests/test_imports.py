@@ -28,8 +28,9 @@ ROOMS = {
     "describe": ("description", "data"),
     "catalogue": ("models", "data"),
     "report": ("training", "evaluation", "data", "describe", "description"),
+    "estimate": ("training", "data"),
     "terminal": ("training", "data"),
-    "cli": ("terminal", "etl", "data", "training", "evaluation", "describe", "report", "catalogue"),
+    "cli": ("terminal", "etl", "data", "training", "evaluation", "describe", "report", "catalogue", "estimate"),
 }
 ENGINES = {
     "pyspark": ("etl",),
