@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,3 +39,8 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     if device.type == "cuda":
         found["peak_gpu_mebibytes"] = torch.cuda.max_memory_allocated(device) >> 20
     return found
+
+
+def highest(peaks: Sequence[dict[str, int]]) -> dict[str, int]:
+    """Of what `peak_memory` says on each rank, the most."""
+    return {name: max(peak[name] for peak in peaks) for name in peaks[0]}
