@@ -31,8 +31,11 @@ SNAPSHOT_ON_CPU = False
 """Whether a checkpoint copies a state that lies in main memory already, before it is written."""
 CUDA_BYTES = 600 << 20
 """Of the CUDA context, and of the workspaces of cuBLAS, on a GPU"""
-PROCESS_BYTES = 220 << 20
-"""Of Python, PyTorch and this package, before anything is opened, in private memory"""
+PROCESS_BYTES = 365 << 20
+"""Of Python, PyTorch and this package in private memory, as benchmarks/scale measures it"""
+KEPT_BYTES = 64 << 20
+"""Of freed blocks, what the system's allocator keeps at the most: two of those that it does not give back at once. Measured;
+with MALLOC_TRIM_THRESHOLD_=1048576 in the environment it keeps next to nothing, and steps take longer."""
 MOST_GPUS = 1024
 _SIZE = re.compile(r"([\d.]+)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
@@ -50,6 +53,8 @@ class RankMemory(Config):
     """who has which modality, what negatives are drawn from, and what interactions count where they are weighted"""
     step: int
     """of a step: what is read, activations, their gradients"""
+    allocator: int
+    """freed, and kept for the next step"""
     evaluation: int
     """embeddings of all candidates, and a tile of scores"""
     checkpoint: int
@@ -65,7 +70,7 @@ class RankMemory(Config):
     def training(self) -> int:
         """On the device that trains, at the most, without data: a step and an evaluation are never at one time."""
         always = self.parameters + self.gradients + self.optimizer + self.batches + self.communication
-        return always + max(self.step, self.evaluation)
+        return always + self.allocator + max(self.step, self.evaluation)
 
     @property
     def gpu(self) -> int | None:
@@ -136,6 +141,7 @@ def rank_memory(config: TrainConfig, manifest: Manifest, workers: int, held: Hel
     gradients = parameters if trains else 0
     optimizer = 2 * parameters if trains else 0
     ahead = gpu_bytes is not None if training.read_ahead is None else training.read_ahead
+    step = _step(rehearsed, training.accumulate, ahead)
     copied = (gpu_bytes is not None or SNAPSHOT_ON_CPU) * (parameters + optimizer)
     return RankMemory(
         workers=workers,
@@ -144,7 +150,8 @@ def rank_memory(config: TrainConfig, manifest: Manifest, workers: int, held: Hel
         gradients=gradients,
         optimizer=optimizer,
         batches=rehearsed.resident + _values(config, manifest),
-        step=_step(rehearsed, training.accumulate, ahead),
+        step=step,
+        allocator=min(step, KEPT_BYTES) if gpu_bytes is None else 0,
         evaluation=_evaluation(rehearsed, manifest),
         checkpoint=copied,
         communication=0 if workers == 1 or not trains else NUMBER * _largest_bucket(_elements(rehearsed, manifest, divided)),
@@ -179,6 +186,7 @@ def estimate_table(found: Estimate) -> Group:
         "communication": (rank.communication, trains_on),
         "a step: activations, what is read": (rank.step, trains_on),
         "or an evaluation: embeddings, scores": (rank.evaluation, trains_on),
+        "freed, and kept by the allocator": (rank.allocator, trains_on),
         "checkpoint being written": (rank.checkpoint, "memory"),
         "histories, features": (rank.data, "GPU" if rank.data_on_gpu else "mapped from files, once a node"),
     }
