@@ -31,9 +31,8 @@ CUDA_BYTES = 600 << 20
 """Of the CUDA context, and of the workspaces of cuBLAS, on a GPU"""
 PROCESS_BYTES = 365 << 20
 """Of Python, PyTorch and this package in private memory, as benchmarks/scale measures it"""
-KEPT_BYTES = 64 << 20
-"""Of freed blocks, what the system's allocator keeps at the most: two of those that it does not give back at once. Measured;
-with MALLOC_TRIM_THRESHOLD_=1048576 in the environment it keeps next to nothing, and steps take longer."""
+KEPT_SHARE = 0.5
+"""Of a step's memory, what lies in gaps of the heap, as training on a CPU gives nothing back; as benchmarks/scale measures it"""
 MOST_GPUS = 1024
 _SIZE = re.compile(r"([\d.]+)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
@@ -52,7 +51,7 @@ class RankMemory(Config):
     step: int
     """of a step: what is read, activations, their gradients"""
     allocator: int
-    """freed, and kept for the next step"""
+    """gaps between what is in use"""
     evaluation: int
     """embeddings of all candidates, and a tile of scores"""
     checkpoint: int
@@ -148,7 +147,7 @@ def rank_memory(config: TrainConfig, manifest: Manifest, workers: int, held: Hel
         optimizer=optimizer,
         batches=rehearsed.resident + _values(config, manifest),
         step=step,
-        allocator=min(step, KEPT_BYTES) if gpu_bytes is None else 0,
+        allocator=round(step * KEPT_SHARE) if gpu_bytes is None else 0,
         evaluation=_evaluation(rehearsed, manifest),
         checkpoint=parameters + optimizer,
         communication=0 if workers == 1 or not trains else NUMBER * _largest_bucket(_elements(rehearsed, manifest, divided)),
@@ -183,7 +182,7 @@ def estimate_table(found: Estimate) -> Group:
         "communication": (rank.communication, trains_on),
         "a step: activations, what is read": (rank.step, trains_on),
         "or an evaluation: embeddings, scores": (rank.evaluation, trains_on),
-        "freed, and kept by the allocator": (rank.allocator, trains_on),
+        "gaps in the heap": (rank.allocator, trains_on),
         "checkpoint being written": (rank.checkpoint, "memory"),
         "histories, features": (rank.data, "GPU" if rank.data_on_gpu else "mapped from files, once a node"),
     }

@@ -96,7 +96,9 @@ def _paper(results: Sequence[dict[str, Any]], config: Callable[[int], TrainConfi
     for batch in sorted({int(batch) for found in results for batch in found["training"]}):
         settings = config(batch)
         alone = rank_memory(settings, manifest, 1, "replicated", None)
-        rows.append([f"private memory of one rank on CPUs, batch {batch}, GiB", f"{alone.training / GIB:.1f}"])
+        rows.append(
+            [f"private memory of one rank on CPUs, batch {batch}, GiB", f"{(alone.training + alone.checkpoint) / GIB:.1f}"]
+        )
         for held in HELD:
             on_gpu = rank_memory(settings, manifest, 8, held, gpu)
             assert on_gpu.gpu is not None

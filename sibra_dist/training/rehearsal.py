@@ -159,7 +159,7 @@ def _rehearse_evaluation(config: TrainConfig, data: Dataset, model: Recommender,
         users = model.encode_users(torch.arange(min(settings.user_tile, data.users.count)))
         before = counted.peak = counted.live
         tile = min(settings.item_tile, data.items.count)
-        model.score(users.to(META), torch.empty(tile, *items.shape[1:], device=META))
+        model.score(users.to(META), torch.empty(tile, *items.shape[1:], dtype=items.dtype, device=META))
         scoring = counted.peak - before - tile * items[0].nbytes
         return encoding, scoring, items[0].nbytes
     return 0, 0, 0
