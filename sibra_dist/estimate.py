@@ -32,7 +32,7 @@ CUDA_BYTES = 600 << 20
 PROCESS_BYTES = 365 << 20
 """Of Python, PyTorch and this package in private memory, as benchmarks/scale measures it"""
 KEPT_SHARE = 0.5
-"""Of a step's memory, what lies in gaps of the heap, as training on a CPU gives nothing back; as benchmarks/scale measures it"""
+"""Of a step, what lies in gaps of the heap, as training on a CPU gives nothing back; as benchmarks/scale measures it"""
 MOST_GPUS = 1024
 _SIZE = re.compile(r"([\d.]+)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
