@@ -128,9 +128,10 @@ def test_what_is_estimated_is_what_is_measured(recipe: str, overrides: list[str]
     overrides = [f"dataset={dataset}", "training.device=cpu", "training.epochs=1", *overrides]
     rank = estimate(load_config(TrainConfig, recipe, overrides)).rank
     command = [sys.executable, "-m", "benchmarks.scale.trained", str(tmp_path / "result.json"), recipe, *overrides]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    # What the system's allocator keeps is little more than an accident: it is told to keep nothing.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_TRIM_THRESHOLD_": f"{1 << 20}"}
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[1])
     assert ended.returncode == 0, ended.stderr
     measured = json.loads((tmp_path / "result.json").read_text())["private"]
     assert measured > 200_000_000
-    assert rank.training == pytest.approx(measured, rel=TOLERANCE)
+    assert rank.training - rank.allocator == pytest.approx(measured, rel=TOLERANCE)
