@@ -7,7 +7,6 @@ PyTorch's device `meta`, where tensors have shapes and no content. Every tensor 
 
 import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,7 +151,7 @@ def _rehearse_step(
 def _rehearse_evaluation(config: TrainConfig, data: Dataset, model: Recommender, counted: Allocations) -> tuple[int, int, int]:
     model.eval()
     settings = config.evaluation
-    with torch.inference_mode(), suppress(NotImplementedError):
+    with torch.inference_mode():
         before = counted.peak = counted.live
         items = model.encode_items(torch.arange(min(ENCODE_TILE, data.items.count)))
         encoding = counted.peak - before
@@ -162,7 +161,6 @@ def _rehearse_evaluation(config: TrainConfig, data: Dataset, model: Recommender,
         model.score(users.to(META), torch.empty(tile, *items.shape[1:], dtype=items.dtype, device=META))
         scoring = counted.peak - before - tile * items[0].nbytes
         return encoding, scoring, items[0].nbytes
-    return 0, 0, 0
 
 
 def _without_values(config: TrainConfig) -> TrainConfig:
