@@ -190,7 +190,10 @@ class Trainer:
         with phase("communicate"):
             self.whereabouts.note("communicate", self.position.epoch, step)
             loss = torch.stack(of_parts).sum()
-            asked = loss.new_tensor([bool(self.stop), self._wonders()])
+            asked = loss.new_zeros(2)
+            for number, asks in enumerate((bool(self.stop), self._wonders())):
+                if asks:  # a copy from main memory in every step would wait for the device
+                    asked[number] = 1
             values = self.ranks.reduce_step(self.model, torch.cat([loss[None], asked]))
             loss, self._asked = values[0], values[1:]
         with phase("optimise"):

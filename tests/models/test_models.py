@@ -10,12 +10,14 @@ import torch.distributed
 import torch.multiprocessing
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from sibra_dist.config import to_plain, validate
 from sibra_dist.data.batches import Batches, TrainBatch
 from sibra_dist.data.dataset import Dataset, open_dataset
 from sibra_dist.data.presence import NOTHING_HIDDEN, Hidden
 from sibra_dist.data.storage import Place
+from sibra_dist.data.transfer import map_tensors
 from sibra_dist.data.user_batches import AnyBatch, UserBatches
 from sibra_dist.losses import LOSSES, POOL_LOSSES
 from sibra_dist.models import MODELS, build_model
@@ -216,6 +218,24 @@ def test_every_parameter_has_a_finite_gradient(planted: OpenPlanted, examples: s
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None, f"{case}: {name}"
             assert parameter.grad.isfinite().all(), f"{case}: {name}"
+
+
+@pytest.mark.parametrize(("examples", "loss"), LOSSES_OF)
+def test_a_step_waits_for_no_number(planted: OpenPlanted, examples: str, loss: str) -> None:
+    """Forward and backward, with tensors that have shapes and no content: to read a number, which waits for a GPU, raises."""
+    dataset = planted("cold_item")
+    for case in TRAINED:
+        model, batch = model_and_batch(case, dataset, Ranks(1, 2), examples=examples, loss=loss)
+        read = model.read(batch)
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            faked = map_tensors((batch, read), mode.from_tensor)
+            output = model.step(*faked)
+            losses = batch_losses(loss, faked[0], output.scores) + sum(output.auxiliary_losses.values())
+            total = (losses * faked[0].weights).sum()
+            gradients = torch.autograd.grad(total, list(model.parameters()))
+            assert [gradient.shape for gradient in gradients] == [parameter.shape for parameter in model.parameters()]
+            with pytest.raises(DataDependentOutputException):
+                total.item()
 
 
 @pytest.mark.parametrize("case", TRAINED)
