@@ -58,7 +58,7 @@ class Csr:
         starts = lengths.cumsum(0) - lengths
         shift = torch.repeat_interleave(self.indptr[rows] - starts, lengths)
         positions = torch.arange(shift.numel(), device=shift.device) + shift
-        return self.indices[positions], starts
+        return self.indices.index_select(0, positions), starts
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ class NegativeSampler:
         high = self._histories.indptr[rows + 1][:, None].expand_as(number)
         origin = self._along(start)
         for _ in range(self.longest.bit_length()):
-            middle = (low + high) // 2
+            middle = (low + high) >> 1
             open_ = low < high
             item = self._histories.indices[middle.clamp(max=self._histories.nnz - 1)].long()
             before = open_ & (self._below[item] - (self._along(middle) - origin) <= number)

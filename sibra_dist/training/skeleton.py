@@ -36,8 +36,9 @@ class Drawn(Tensor):
         cls, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[Any, Any] | None = None
     ) -> Any:
         """Look numbers up."""
-        if func is torch.ops.aten.index.Tensor:
-            drawn, (positions,) = args
+        if func in (torch.ops.aten.index.Tensor, torch.ops.aten.index_select.default):
+            drawn, positions = args[0], args[-1]
+            positions = positions if isinstance(positions, Tensor) else positions[0]
             return ((hash64(0, positions) >> 32 & 0x7FFFFFFF) % drawn._bound).int()
         if func is torch.ops.aten.detach.default:
             return args[0]
