@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 WARM_UP = 3
+"""Steps before the timed ones."""
 LEAST = 3
 """Steps that are timed, even when each takes longer than the time there is."""
 
@@ -19,34 +20,43 @@ class Pace:
     def __init__(self, seconds: float) -> None:
         """Prepare; the first steps warm up, and are not timed."""
         self._seconds = seconds
-        self._steps: list[tuple[float, int]] = []
+        self._steps: list[tuple[float, float, int]] = []
         self._warming = WARM_UP
-        self._last = time.perf_counter()
+        self.rest()
 
     def rest(self) -> None:
         """What has happened since the last step belongs to none."""
-        self._last = time.perf_counter()
+        self._last = time.perf_counter(), time.process_time()
 
-    def step(self, examples: int) -> bool:
+    def step(self, positives: int) -> bool:
         """A step on so many positives is done; whether that is enough."""
-        now = time.perf_counter()
+        wall, processor = self._last
+        self.rest()
         if self._warming:
             self._warming -= 1
         else:
-            self._steps.append((now - self._last, examples))
-        self._last = now
-        return len(self._steps) >= LEAST and sum(taken for taken, _ in self._steps) >= self._seconds
+            self._steps.append((self._last[0] - wall, self._last[1] - processor, positives))
+        return len(self._steps) >= LEAST and self._wall() >= self._seconds
 
     def result(self) -> dict[str, Any]:
-        """`steps` timed, their `seconds`, `step_seconds` (median), `positives_per_second`, and the process' `peak_rss_mebibytes`."""
-        seconds = sum(taken for taken, _ in self._steps)
-        return {
-            "steps": len(self._steps),
-            "seconds": seconds,
-            "step_seconds": statistics.median(taken for taken, _ in self._steps),
-            "positives_per_second": sum(examples for _, examples in self._steps) / seconds,
-            "peak_rss_mebibytes": peak_rss(),
-        }
+        """What the steps took, see `result`."""
+        wall, processor = self._wall(), sum(taken for _, taken, _ in self._steps)
+        positives = sum(each for _, _, each in self._steps)
+        median = statistics.median(taken for taken, _, _ in self._steps)
+        return result(positives, wall, processor) | {"steps": len(self._steps), "step_seconds": median}
+
+    def _wall(self) -> float:
+        return sum(taken for taken, _, _ in self._steps)
+
+
+def result(positives: int, wall: float, processor: float) -> dict[str, Any]:
+    """What so many positives took: seconds of the clock and of processors, and this process' peak RSS."""
+    return {
+        "positives_per_second": positives / wall,
+        "positives_per_processor_second": positives / processor,
+        "processors": processor / wall,
+        "peak_rss_mebibytes": peak_rss(),
+    }
 
 
 def peak_rss() -> float:
