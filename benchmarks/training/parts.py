@@ -15,6 +15,10 @@ from sibra_dist.data.dataset import open_dataset
 BATCHES = (256, 1024, 8192)
 OURS = ("-m", "benchmarks.training.ours")
 DENSE = ("-m", "benchmarks.training.dense_training")
+THRESHOLDS = (0.16, 0.18, 0.24, 0.25)
+EVALUATED_PAIRS = 65_536
+RECIPE = ("training.learning_rate=1e-3", "training.reference_batch_size=2048", "training.warmup_epochs=0.1")
+"""Of all batch sizes alike: the learning rate grows with the square root of the batch."""
 RATE, MEMORY = "positives_per_second", "peak_rss_mebibytes"
 
 
@@ -136,6 +140,20 @@ def workers(shop: Workshop) -> Part:
     return Part(contenders, ratios=ratios)
 
 
+def quality(shop: Workshop) -> Part:
+    """Time to validation ndcg@10 of cold items, by batch size."""
+    dataset = shop.laboratory.dataset("cold_item", 0)
+    common = ("training.scale_learning_rate=sqrt", "training.schedule=constant", "training.patience=-1", "training.epochs=2")
+    contenders = []
+    for batch in BATCHES:
+        # Ten evaluations an epoch.
+        often = f"training.evaluate_every_steps={EVALUATED_PAIRS // batch}"
+        settings = (f"dataset={dataset}", f"training.batch_size={batch}", often, *common, *RECIPE)
+        arguments = ("--thresholds", *map(str, THRESHOLDS), "--", "sibrar-cold-item", *settings)
+        contenders.append(Contender(f"batch {batch}", "ours", ("-m", "benchmarks.training.quality"), arguments, shop.threads))
+    return Part(contenders, repeats=1)
+
+
 def _sibrar(dataset: Path, modalities: tuple[str, ...], batch: int) -> tuple[str, ...]:
     chosen = f"model.items.modalities=[{', '.join(modalities)}]"
     return "sibrar-cold-item", f"dataset={dataset}", chosen, f"training.batch_size={batch}"
@@ -145,4 +163,10 @@ def _dmf_sizes(size: int) -> dict[str, object]:
     return {"embedding_size": size, "hidden_size_list": [size, size]}
 
 
-PARTS: dict[str, Callable[[Workshop], Part]] = {"engine": engine, "peers": peers, "scale": scale, "workers": workers}
+PARTS: dict[str, Callable[[Workshop], Part]] = {
+    "engine": engine,
+    "peers": peers,
+    "scale": scale,
+    "workers": workers,
+    "quality": quality,
+}
