@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-WARM_UP = 3
+WARM_UP = 2
 """Steps before the timed ones."""
 LEAST = 3
 """Steps that are timed, even when each takes longer than the time there is."""
