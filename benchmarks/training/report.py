@@ -6,7 +6,8 @@ from typing import Any
 from benchmarks.training.bench import Found, Kept, median
 
 TITLES = {
-    "engine": "SiBraR on MovieLens 1M: ours and dense PyTorch",
+    "engine": "SiBraR on MovieLens 1M: ours and dense PyTorch, as published",
+    "excluding": "The same with `exclude_target`",
     "scale": "SiBraR on 200,000 users, 100,000 items, 20 million interactions",
     "peers": "DMF and matrix factorization on MovieLens 1M: ours and other libraries",
     "workers": "SiBraR on MovieLens 1M: one process and two",
@@ -83,7 +84,7 @@ def _communication(contenders: list[Kept]) -> list[str]:
     return [
         f"A step sums the gradients of {scalars:,} parameters over the processes, 4 bytes each: {4 * scalars / 1e6:.1f} MB, "
         "whatever the batch, beside running statistics and three numbers. In a ring of W processes each sends and receives "
-        "2 (W - 1) / W times as much; with two, once as much."
+        "2 (W - 1) / W times as much; with two, once as much. Memory and processor time are those of one of the processes."
     ]
 
 
