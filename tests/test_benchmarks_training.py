@@ -161,7 +161,7 @@ def test_pace_leaves_out_the_warm_up_and_what_is_between_steps(monkeypatch: pyte
     monkeypatch.setattr(pace, "time", clock)
     timed = pace.Pace(seconds=7)
     enough = []
-    for number in range(8):
+    for number in range(pace.WARM_UP + 5):
         clock.pass_by(100, 100)
         timed.rest()
         clock.pass_by(50 if number < pace.WARM_UP else 2, 1)
@@ -254,16 +254,19 @@ def test_contenders_take_turns_and_are_not_measured_again(tmp_path: Path) -> Non
     a, b = fake("a", 100), fake("b", 10, threads=2)
     ratio = Ratio("rate of a over b", "positives_per_second", ("batch 1", "a"), ("batch 1", "b"), target=3)
     measure("engine", Part([a, b], repeats=1), Ledger(path), tmp_path)
+    assert "engine" in Ledger(path).parts
+    assert "batch 1" not in markdown(Ledger(path).parts), "it is not complete"
     ledger = Ledger(path)
     part = Part([a, b], repeats=3, ratios=[ratio])
     measure("engine", part, ledger, tmp_path)
     assert (tmp_path / "calls").read_text().split() == ["a", "1", "b", "2"] * 3
     ledger.conclude("engine", part, machine())
     # The program's rate grows by its calls so far.
-    assert ledger.parts["engine"]["ratios"] == [{"what": "rate of a over b", "ratio": pytest.approx(103 / 14), "target": 3}]
+    expected = {"what": "rate of a over b", "ratio": pytest.approx(103 / 14), "target": 3, "by_processor": 10}
+    assert ledger.parts["engine"]["ratios"] == [expected]
     shown = markdown(Ledger(path).parts)
     assert "| batch 1 | a | 1 | 3 | 103 | 101 to 105 |  | 5 | 1.00 | 100 |" in shown
-    assert "| rate of a over b | 7.36 | at least 3 |" in shown
+    assert "| rate of a over b | 7.36 | 10 | at least 3 |" in shown
     other = fake("b", 20, threads=2)
     measure("engine", Part([a, other], repeats=1), ledger, tmp_path)
     assert (tmp_path / "calls").read_text().split()[-2:] == ["b", "2"], "another command is measured anew, and only it"

@@ -13,6 +13,7 @@ from typing import Any
 from sibra_dist.data.storage import write_atomically
 
 ROOT = Path(__file__).parents[2]
+RATE, PROCESSOR_RATE, MEMORY = "positives_per_second", "positives_per_processor_second", "peak_rss_mebibytes"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Ledger:
             kept = before.get((contender.setting, contender.name), {})
             fresh = {"setting": contender.setting, "name": contender.name, "asked": asked, "runs": []}
             contenders.append(kept if kept.get("asked") == asked else fresh)
-        self.parts[name] = self.parts.get(name, {}) | {"contenders": contenders}
+        self.parts[name] = {"contenders": contenders}
         return contenders
 
     def conclude(self, name: str, part: Part, machine: Mapping[str, Any]) -> None:
@@ -82,10 +83,11 @@ class Ledger:
         kept = {(kept["setting"], kept["name"]): kept for kept in self.parts[name]["contenders"]}
         ratios = []
         for ratio in part.ratios:
-            above, below = median(kept[ratio.above], ratio.figure), median(kept[ratio.below], ratio.figure)
-            assert above is not None
-            assert below is not None
-            ratios.append({"what": ratio.what, "ratio": above / below, "target": ratio.target})
+            above, below = kept[ratio.above], kept[ratio.below]
+            found = {"what": ratio.what, "ratio": _ratio(above, below, ratio.figure), "target": ratio.target}
+            if ratio.figure == RATE and above["runs"][0].get("ranks", 1) == below["runs"][0].get("ranks", 1):
+                found["by_processor"] = _ratio(above, below, PROCESSOR_RATE)
+            ratios.append(found)
         self.parts[name] |= {"ratios": ratios, "machine": dict(machine)}
         self.save()
 
@@ -127,6 +129,13 @@ def _run(contender: Contender, seconds: float, work: Path) -> dict[str, Any]:
 def _environment(contender: Contender) -> Mapping[str, str]:
     threads = {f"{library}_NUM_THREADS": str(contender.threads) for library in ("OMP", "MKL", "OPENBLAS")}
     return os.environ | threads | {"PYTHONPATH": str(ROOT)}
+
+
+def _ratio(above: Kept, below: Kept, figure: str) -> float:
+    over, under = median(above, figure), median(below, figure)
+    assert over is not None
+    assert under is not None
+    return over / under
 
 
 def median(kept: Kept, figure: str) -> float | None:

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.experiment import Laboratory
 from benchmarks.measure import sibra_dist
-from benchmarks.training.bench import Contender, Part, Ratio
+from benchmarks.training.bench import MEMORY, RATE, Contender, Part, Ratio
 from benchmarks.training.environments import ENVIRONMENTS, interpreter
 from sibra_dist.data.dataset import open_dataset
 
@@ -17,9 +17,8 @@ OURS = ("-m", "benchmarks.training.ours")
 DENSE = ("-m", "benchmarks.training.dense_training")
 THRESHOLDS = (0.16, 0.18, 0.24, 0.25)
 EVALUATED_PAIRS = 32_768
-RECIPE = ("training.learning_rate=1e-3", "training.reference_batch_size=2048", "training.warmup_epochs=0.1")
+RECIPE = ("training.learning_rate=1e-3", "training.reference_batch_size=256", "training.warmup_epochs=0.1")
 """Of all batch sizes alike: the learning rate grows with the square root of the batch."""
-RATE, MEMORY = "positives_per_second", "peak_rss_mebibytes"
 
 
 class Workshop:
@@ -82,9 +81,11 @@ def scale(shop: Workshop) -> Part:
     """SiBraR on 200,000 users, 100,000 items and 20 million interactions, ours and dense."""
     dataset = shop.synthetic()
     modalities = ("interactions", "tags", "vector")
-    largest = 1024  # a dense batch needs some 10 MB a positive
+    largest = 1024  # dense, it needs some 10 GB
     contenders = [
-        Contender(f"batch {batch}", name, program, _sibrar(dataset, modalities, batch), shop.threads)
+        Contender(
+            f"batch {batch}", name, program, (*_sibrar(dataset, modalities, batch), "model.exclude_target=false"), shop.threads
+        )
         for batch, name, program in ((largest, "dense", DENSE), (largest, "ours", OURS), (8192, "ours", OURS))
     ]
     dense = (f"batch {largest}", "dense")

@@ -16,18 +16,20 @@ TITLES = {
 
 
 def markdown(parts: Mapping[str, Found]) -> str:
-    """All parts, in the order of `TITLES`."""
+    """All parts that are complete, in the order of `TITLES`."""
     sections = ["# Training: speed, memory, time to quality\n"]
     for name, title in TITLES.items():
-        if name in parts:
+        if "machine" in parts.get(name, {}):
             found = parts[name]
             lines = [f"## {title}\n", _of_machine(found["machine"]), ""]
             lines += _curves(found["contenders"]) if name == "quality" else _rates(found["contenders"])
             if name == "workers":
                 lines += ["", *_communication(found["contenders"])]
             if found["ratios"]:
-                lines += ["", "| ratio of medians | | target |", "|---|---|---|"]
-                lines += [f"| {each['what']} | {each['ratio']:.3g} | {_target(each['target'])} |" for each in found["ratios"]]
+                lines += [
+                    "",
+                    *_table(("ratio of medians", "", "a processor second", "target"), list(map(_ratio, found["ratios"]))),
+                ]
             sections.append("\n".join(lines) + "\n")
     return "\n".join(sections)
 
@@ -59,6 +61,11 @@ def _rate(kept: Kept) -> tuple[str, ...]:
         f"{median(kept, 'processors'):.2f}",
         _number(median(kept, "positives_per_processor_second")),
     )
+
+
+def _ratio(found: Mapping[str, Any]) -> tuple[str, ...]:
+    by_processor = f"{found['by_processor']:.3g}" if "by_processor" in found else ""
+    return found["what"], f"{found['ratio']:.3g}", by_processor, _target(found["target"])
 
 
 def _curves(contenders: list[Kept]) -> list[str]:
