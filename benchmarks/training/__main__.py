@@ -39,6 +39,8 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print the recorded results, and run nothing")
     arguments = parser.parse_args()
     if arguments.show:
+        if not RECORDED.exists():
+            parser.error(f"nothing is recorded in {RECORDED}: run it with --record")
         print(markdown(json.loads(RECORDED.read_text())))
         return
     shop = Workshop(arguments.data, arguments.work, arguments.threads)
