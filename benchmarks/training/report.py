@@ -1,0 +1,109 @@
+"""The figures as tables in Markdown."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.training.bench import Found, Kept, median
+
+TITLES = {
+    "engine": "SiBraR on MovieLens 1M: ours and dense PyTorch, as published",
+    "excluding": "The same with `exclude_target`",
+    "scale": "SiBraR on 200,000 users, 100,000 items, 20 million interactions",
+    "peers": "DMF and matrix factorization on MovieLens 1M: ours and other libraries",
+    "workers": "SiBraR on MovieLens 1M: one process and two",
+    "quality": "Seconds to validation ndcg@10 of cold items, MovieLens 1M",
+}
+
+
+def markdown(parts: Mapping[str, Found]) -> str:
+    """All parts that are complete, in the order of `TITLES`."""
+    sections = ["# Training: speed, memory, time to quality\n"]
+    for name, title in TITLES.items():
+        if "machine" in parts.get(name, {}):
+            found = parts[name]
+            lines = [f"## {title}\n", _of_machine(found["machine"]), ""]
+            lines += _curves(found["contenders"]) if name == "quality" else _rates(found["contenders"])
+            if name == "workers":
+                lines += ["", *_communication(found["contenders"])]
+            if found["ratios"]:
+                lines += [
+                    "",
+                    *_table(("ratio of medians", "", "a processor second", "target"), list(map(_ratio, found["ratios"]))),
+                ]
+            sections.append("\n".join(lines) + "\n")
+    return "\n".join(sections)
+
+
+def _of_machine(machine: Mapping[str, Any]) -> str:
+    return (
+        f"{machine['date']}, {machine['processor']}, {machine['cores']} cores, load {machine['load']} at the end; "
+        f"Python {machine['python']}, torch {machine['torch']}."
+    )
+
+
+def _rates(contenders: list[Kept]) -> list[str]:
+    """A row for each contender: medians over its runs."""
+    headings = "|threads|runs|positives/s|lowest to highest|ms a step|peak RSS (MiB)|processors|positives a processor second"
+    return _table(("", *headings.split("|")), [_rate(kept) for kept in contenders])
+
+
+def _rate(kept: Kept) -> tuple[str, ...]:
+    rates = [run["positives_per_second"] for run in kept["runs"]]
+    return (
+        kept["setting"],
+        kept["name"],
+        str(kept["runs"][0]["threads"]),
+        str(len(rates)),
+        _number(median(kept, "positives_per_second")),
+        f"{_number(min(rates))} to {_number(max(rates))}",
+        _number(median(kept, "step_seconds"), 1000),
+        _number(median(kept, "peak_rss_mebibytes")),
+        f"{median(kept, 'processors'):.2f}",
+        _number(median(kept, "positives_per_processor_second")),
+    )
+
+
+def _ratio(found: Mapping[str, Any]) -> tuple[str, ...]:
+    by_processor = f"{found['by_processor']:.3g}" if "by_processor" in found else ""
+    return found["what"], f"{found['ratio']:.3g}", by_processor, _target(found["target"])
+
+
+def _curves(contenders: list[Kept]) -> list[str]:
+    """A row for each contender: medians of the seconds to each threshold."""
+    thresholds = list(contenders[0]["runs"][0]["reached"])
+    rows = []
+    for kept in contenders:
+        cells = []
+        for threshold in thresholds:
+            times = sorted(run["reached"][threshold]["seconds"] for run in kept["runs"] if run["reached"][threshold])
+            steps = sorted(run["reached"][threshold]["steps"] for run in kept["runs"] if run["reached"][threshold])
+            whole = len(times) == len(kept["runs"])
+            cells.append(f"{times[len(times) // 2]:.0f} ({steps[len(steps) // 2]})" if whole else "not reached")
+        best = max(value for run in kept["runs"] for _, _, value in run["curve"])
+        rows.append((kept["setting"], str(len(kept["runs"])), *cells, f"{best:.4f}", f"{median(kept, 'evaluating'):.1f}"))
+    headings = ("", "runs", *(f"{threshold} (steps)" for threshold in thresholds), "best", "of which evaluating")
+    return _table(headings, rows)
+
+
+def _communication(contenders: list[Kept]) -> list[str]:
+    """What two processes send each other."""
+    scalars = contenders[0]["runs"][0]["parameters"]
+    return [
+        f"A step sums the gradients of {scalars:,} parameters over the processes, 4 bytes each: {4 * scalars / 1e6:.1f} MB, "
+        "whatever the batch, beside running statistics and three numbers. In a ring of W processes each sends and receives "
+        "2 (W - 1) / W times as much; with two, once as much. Memory and processor time are those of one of the processes."
+    ]
+
+
+def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (headings, ("---",) * len(headings), *rows)]
+
+
+def _number(value: float | None, times: float = 1) -> str:
+    if value is None:
+        return ""
+    return f"{value * times:,.0f}" if value * times >= 100 else f"{value * times:.3g}"
+
+
+def _target(target: float | None) -> str:
+    return "" if target is None else (f"at most {target:g}" if target < 1 else f"at least {target:g}")
