@@ -30,7 +30,8 @@ ROOMS = {
     "report": ("training", "evaluation", "data", "describe", "description"),
     "estimate": ("training", "data"),
     "terminal": ("training", "data"),
-    "cli": ("terminal", "etl", "data", "training", "evaluation", "describe", "report", "catalogue", "estimate"),
+    "cli": ("commands", "terminal"),
+    "commands": ("terminal", "etl", "data", "training", "evaluation", "describe", "report", "catalogue", "estimate"),
 }
 ENGINES = {
     "pyspark": ("etl",),
