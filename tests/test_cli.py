@@ -358,7 +358,7 @@ def test_bad_input_in_a_process_of_its_own(world: Path) -> None:
         ("prepare prepare.yaml", "--to"),
         ("evaluate", "RUN"),
         ("evaluate runs/pop --split train", "'train' is not one of 'validation', 'test'"),
-        ("train pop dataset=dataset --workers -1", "--workers"),
+        ("evaluate runs/pop --workers -1", "--workers"),
         ("train pop --epochs 3", "--epochs"),
         ("report", "RUN"),
         ("trian pop", "trian"),
