@@ -82,11 +82,20 @@ def scale(shop: Workshop) -> Part:
     dataset = shop.synthetic()
     modalities = ("interactions", "tags", "vector")
     largest = 1024  # dense, it needs some 10 GB
+    lazy = "training.table_updates=lazy"  # a step touches few rows of tables as large as these
     contenders = [
         Contender(
-            f"batch {batch}", name, program, (*_sibrar(dataset, modalities, batch), "model.exclude_target=false"), shop.threads
+            f"batch {batch}",
+            name,
+            program,
+            (*_sibrar(dataset, modalities, batch), "model.exclude_target=false", *settings),
+            shop.threads,
         )
-        for batch, name, program in ((largest, "dense", DENSE), (largest, "ours", OURS), (8192, "ours", OURS))
+        for batch, name, program, *settings in (
+            (largest, "dense", DENSE),
+            (largest, "ours", OURS, lazy),
+            (8192, "ours", OURS, lazy),
+        )
     ]
     dense = (f"batch {largest}", "dense")
     ratios = [
@@ -105,7 +114,9 @@ def peers(shop: Workshop) -> Part:
     sides = [f"model.{side}.{key}" for side in ("users", "items") for key in (f"input_size={size}", f"hidden_sizes=[{size}]")]
     ours = ("training.batch_size=2048", f"dataset={dataset}")
     dmf = ("dmf", *ours, f"model.embedding_size={size}", f"training.negatives={negatives}", *sides)
-    mf = ("mf", *ours, f"model.embedding_size={size}", "training.negatives=1")
+    # As RecBole's BPR is: embeddings and nothing else.
+    plain = ("model.item_bias=false", "model.regularization={users: 0, positives: 0, negatives: 0, bias: 0}")
+    mf = ("mf", *ours, f"model.embedding_size={size}", "training.negatives=1", *plain)
     recbole = ("-m", "benchmarks.training.peers.run_recbole")
     draws = {"distribution": "uniform", "alpha": 1.0, "dynamic": False, "candidate_num": 0}
     hidden = {f"{side}_{key}": value for side in ("user", "item") for key, value in _dmf_sizes(size).items()}
@@ -175,6 +186,7 @@ def _dmf_sizes(size: int) -> dict[str, object]:
 
 PARTS: dict[str, Callable[[Workshop], Part]] = {
     "engine": engine,
+    "excluding": excluding,
     "peers": peers,
     "scale": scale,
     "workers": workers,
