@@ -155,7 +155,7 @@ class Bags(NamedTuple):
     """What `sibra_dist.models.tables.Table.plan` gives; a `GradientPlan` where there is no table"""
 
 
-def plan_gradient(entries: Entries, whole: Whole | None = None) -> GradientPlan:
+def plan_gradient(entries: Entries, whole: Whole | None = None, num_rows: int | None = None) -> GradientPlan:
     """How the gradient with respect to the table of `bag_sum(table, entries)` is summed.
 
     It is a bag sum again, over the transposed matrix. Three forms give it, all without atomic additions and so the same on
@@ -163,6 +163,8 @@ def plan_gradient(entries: Entries, whole: Whole | None = None) -> GradientPlan:
     - over the whole transposed histories, which are in order already, when whole rows are read and much of them;
     - over the batch's own entries, sorted, when whole rows are read and few: the cost does not grow with the dataset;
     - the same when what is read are not whole rows.
+
+    Given the table's `num_rows`, a gradient of most rows is summed in its place; otherwise by itself, to be copied there.
     """
     columns, starts, values = entries
     if whole is not None:
@@ -174,9 +176,12 @@ def plan_gradient(entries: Entries, whole: Whole | None = None) -> GradientPlan:
     columns, order = columns.sort(stable=True)
     lengths = F.pad(starts, (0, 1), value=columns.numel()).diff()
     rows = _at(torch.repeat_interleave(lengths), order)
+    values = _values_at(values, order)
+    if num_rows is not None and columns.numel() >= num_rows:
+        counts = torch.bincount(columns, minlength=num_rows)
+        return GradientPlan(Entries(rows, counts.cumsum(0) - counts, values))
     distinct, counts = torch.unique_consecutive(columns, return_counts=True)
-    sorted_entries = Entries(rows, counts.cumsum(0) - counts, _values_at(values, order))
-    return GradientPlan(sorted_entries, distinct=distinct.long())
+    return GradientPlan(Entries(rows, counts.cumsum(0) - counts, values), distinct=distinct.long())
 
 
 def bag_sum(table: Tensor, entries: Entries, plan: GradientPlan | None = None, *, sparse: bool = False) -> Tensor:

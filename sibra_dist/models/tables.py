@@ -107,7 +107,7 @@ class Table(nn.Module):
         """
         if self.divided:
             return route(entries, self._rows_per_rank, self._world)
-        return plan_gradient(entries, None if self.sparse else whole)
+        return plan_gradient(entries) if self.sparse else plan_gradient(entries, whole, self.rows)
 
     def bag_sum(self, bags: Bags) -> Tensor:
         """Sums [n, width] of the rows that the entries of n bags name, each times what the entry counts."""
