@@ -15,6 +15,8 @@ class Measured:
     seconds: float
     peak_rss_mebibytes: float
     """Of its largest process; the workers of a Ray cluster are not among them."""
+    processor_seconds: float = 0.0
+    """Of it and of what it waited for"""
 
 
 def sibra_dist(*arguments: str, log: Path) -> Measured:
@@ -31,4 +33,4 @@ def sibra_dist(*arguments: str, log: Path) -> Measured:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"sibra-dist {' '.join(arguments)} ended with {process.returncode}; see {log}")
-    return Measured(time.perf_counter() - started, usage.ru_maxrss / 1024)
+    return Measured(time.perf_counter() - started, usage.ru_maxrss / 1024, usage.ru_utime + usage.ru_stime)

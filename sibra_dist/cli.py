@@ -102,6 +102,55 @@ def prepare(
 
 
 @app.command()
+def synthesize(
+    users: Annotated[int, typer.Option(help="How many.")],
+    items: Annotated[int, typer.Option(help="How many.")],
+    interactions: Annotated[int, typer.Option(help="In all splits together.")],
+    to: Annotated[str, typer.Option(help="Folder or URI of the dataset.")],
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    held_out: Annotated[float, typer.Option(help="Share of each user's interactions for validation, and for test.")] = 0.1,
+    cold_items: Annotated[
+        float, typer.Option(help="Share of the items for validation, and for test, with all their interactions.")
+    ] = 0.0,
+    evaluated_users: Annotated[
+        int | None, typer.Option(help="Users that hold something out; by default all.", show_default=False)
+    ] = None,
+    user_features: Annotated[str, typer.Option(help="Of category, tags, numeric, vector; or none.")] = "category,numeric",
+    item_features: Annotated[str, typer.Option(help="Likewise.")] = "category,tags,numeric,vector",
+    missing: Annotated[float, typer.Option(help="Share of users, or items, that lack a feature.")] = 0.2,
+    vector_size: Annotated[int, typer.Option(help="Numbers in a vector.")] = 32,
+    vector_type: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another dataset in that place.")] = False,
+) -> None:
+    """Write a synthetic dataset of any size, with a structure that can be learned.
+
+    It takes no raw files and no Spark, and memory for one shard.
+    """
+    from sibra_dist.config import validate
+    from sibra_dist.data.synthetic import STAGES, SyntheticConfig
+    from sibra_dist.data.synthetic import synthesize as build
+    from sibra_dist.report import dataset_table
+
+    asked = {
+        "users": users,
+        "items": items,
+        "interactions": interactions,
+        "seed": seed,
+        "held_out": held_out,
+        "cold_items": cold_items,
+        "evaluated_users": evaluated_users,
+        "user_features": _names(user_features),
+        "item_features": _names(item_features),
+        "missing": missing,
+        "vector_size": vector_size,
+        "vector_type": vector_type,
+    }
+    with stages("synthesizing", STAGES) as stage:
+        manifest = build(validate(SyntheticConfig, asked, "synthesize"), to, overwrite, stage)
+    console.print(dataset_table(manifest, to), soft_wrap=True)
+
+
+@app.command()
 def describe(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Folder or URI of a dataset.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")] = False,
@@ -276,9 +325,37 @@ def params(
 
 
 @app.command()
+def estimate(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    workers: Annotated[int, typer.Option(min=1, help="Ranks that share each batch.")] = 1,
+    gpu_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory of a rank's GPU, such as 24GiB; by default, ranks train on CPUs.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, in bytes, for machines.")] = False,
+) -> None:
+    """Say what memory each rank of a training will need, and on how many GPUs it fits."""
+    from sibra_dist.estimate import estimate as estimated
+    from sibra_dist.estimate import estimate_table, estimate_values, read_bytes
+    from sibra_dist.training.config import TrainConfig
+
+    settings = load_config(TrainConfig, config, overrides or ())
+    found = estimated(settings, workers, None if gpu_memory is None else read_bytes(gpu_memory))
+    if as_json:
+        typer.echo(json.dumps(estimate_values(found), indent=2))
+        return
+    console.print(estimate_table(found), soft_wrap=True)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     console.print(__version__)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Names between commas; `none` is none."""
+    return () if text == "none" else tuple(name.strip() for name in text.split(","))
 
 
 if __name__ == "__main__":

@@ -82,9 +82,14 @@ def training_summary(run: RunFolder) -> Text:
     monitor = f"val/{config.training.monitor}"
     evaluations = [line for line in run.metrics() if monitor in line]
     best = max(evaluations, key=lambda line: line[monitor])
+    last = evaluations[-1]
+    peaks = {"in memory, mapped files included": "peak_rss_mebibytes", "on its GPU": "peak_gpu_mebibytes"}
+    memory = last.get("memory", {})  # which a run of an earlier version has not told
+    told = [f"{memory[name]:,} MiB {where}" for where, name in peaks.items() if name in memory]
     return Text(
-        f"trained {evaluations[-1]['epoch']} epochs; best {monitor} {best[monitor]:.4f} after epoch {best['epoch']}\n"
-        f"run folder {run.name}; evaluate it with `sibra-dist evaluate {run.name}`"
+        f"trained {last['epoch']} epochs; best {monitor} {best[monitor]:.4f} after epoch {best['epoch']}\n"
+        + (f"peak of a rank: {', '.join(told)}\n" if told else "")
+        + f"run folder {run.name}; evaluate it with `sibra-dist evaluate {run.name}`"
     )
 
 

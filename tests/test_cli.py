@@ -289,6 +289,20 @@ BAD_INPUT = {
     "fetch from nowhere": ("fetch ml-100k --to ../new --from nowhere.zip", "nowhere.zip"),
     "interactions that are not there": ("prepare file.yaml --to new", "interaction.tsv; did you mean interactions.tsv?"),
     "prepare over other files": ("prepare prepare.yaml --to source", "source holds something that is not a dataset"),
+    "synthesize of a missing feature": (
+        "synthesize --users 100 --items 100 --interactions 500 --item-features colour --to new",
+        "synthesize: item_features",
+    ),
+    "synthesize of too many": (
+        "synthesize --users 100 --items 100 --interactions 90000 --to new",
+        "interactions: 100 users and 100 items can have from 300 to",
+    ),
+    "synthesize over other files": (
+        "synthesize --users 100 --items 100 --interactions 500 --to source",
+        "source holds something that is not a dataset",
+    ),
+    "estimate on no dataset": ("estimate pop dataset=bare", "bare is not a dataset"),
+    "estimate of no size": ("estimate pop dataset=dataset --gpu-memory huge", "--gpu-memory huge: write a size such as 24GiB"),
     "prepare over another dataset": ("prepare prepare.yaml --to dataset", "add --overwrite to replace it"),
 }
 BAD_FOR_SPARK = {

@@ -20,7 +20,7 @@ ROOMS = {
     "phases": (),
     "losses": (),
     "data": (),
-    "etl": ("data.manifest", "data.storage"),
+    "etl": ("data.manifest", "data.publish", "data.storage"),
     "models": ("data", "losses"),
     "evaluation": ("models", "data"),
     "training": ("evaluation", "models", "losses", "data"),
@@ -28,8 +28,9 @@ ROOMS = {
     "describe": ("description", "data"),
     "catalogue": ("models", "data"),
     "report": ("training", "evaluation", "data", "describe", "description"),
+    "estimate": ("training", "data"),
     "terminal": ("training", "data"),
-    "cli": ("terminal", "etl", "data", "training", "evaluation", "describe", "report", "catalogue"),
+    "cli": ("terminal", "etl", "data", "training", "evaluation", "describe", "report", "catalogue", "estimate"),
 }
 ENGINES = {
     "pyspark": ("etl",),

@@ -109,6 +109,21 @@ def test_a_training_is_told_by_its_best_evaluation(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("memory", "told"),
+    [
+        ({"peak_rss_mebibytes": 1234}, "peak of a rank: 1,234 MiB in memory, mapped files included"),
+        (
+            {"peak_rss_mebibytes": 900, "peak_gpu_mebibytes": 20000},
+            "peak of a rank: 900 MiB in memory, mapped files included, 20,000 MiB on its GPU",
+        ),
+    ],
+)
+def test_a_training_is_told_with_its_peak_of_memory(tmp_path: Path, memory: dict[str, int], told: str) -> None:
+    run = write_run(tmp_path / "run", lines=[{"epoch": 1, "val/ndcg@10": 0.5, "memory": memory}])
+    assert shown(training_summary(RunFolder(run)))[1] == told
+
+
 def evaluation(**changes: Any) -> dict[str, Any]:
     counts = {
         "users": 1234,

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 import sibra_dist
 from sibra_dist.data.manifest import FITTED, Counts, Manifest, Protocol, Records, Side, Source
+from sibra_dist.data.publish import check_place, existing_dataset, hold, quietly, write_shard
 from sibra_dist.data.storage import Place
 from sibra_dist.etl.checks import check_written
 from sibra_dist.etl.config import PrepareConfig
@@ -20,7 +21,7 @@ from sibra_dist.etl.files import fingerprints
 from sibra_dist.etl.filters import filter_interactions
 from sibra_dist.etl.indexing import SIDES, index_entities, number_ids, with_indices
 from sibra_dist.etl.inputs import Inputs, read_interactions, read_side_information, usable_interactions
-from sibra_dist.etl.publish import check_place, existing_dataset, hold, quietly, recorded, writing
+from sibra_dist.etl.publish import recorded, writing
 from sibra_dist.etl.reading import unreadable_files
 from sibra_dist.etl.session import settled, spark_session, work_folder
 from sibra_dist.etl.splits import Input, drawn, first_seen, split_interactions
@@ -34,7 +35,7 @@ from sibra_dist.etl.tables import (
     write_rejected,
 )
 from sibra_dist.etl.work import Work, together
-from sibra_dist.etl.write import Target, write_shard
+from sibra_dist.etl.write import Target
 
 logger = logging.getLogger("sibra_dist")
 
@@ -73,7 +74,7 @@ def prepare(
     with spark_session(config.spark) as spark, unreadable_files():
         sources = fingerprints(spark, inputs.all())
         with hold(place), writing(place), settled(spark, config.spark, sources), ExitStack() as cleanup:
-            manifest = existing_dataset(place, config, sources, former.digest, overwrite)
+            manifest = existing_dataset(place, recorded(config), sources, former.digest, overwrite)
             if manifest is not None:
                 logger.info("nothing to do: %s already holds this dataset", to)
                 return manifest

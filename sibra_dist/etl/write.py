@@ -5,19 +5,17 @@ a shard by its position, and one task builds a shard from its rows and writes it
 knows. Only a line about each shard comes back.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from sibra_dist.data.manifest import Shard
+from sibra_dist.data.publish import write_shard
 from sibra_dist.data.storage import Place
 
-ROWS_PER_GROUP = 65_536
 BLOCKS = 4_096
 """Rows are counted in so many blocks of positions, of which shards are put together: heavy rows get shards of their own."""
 SHARD_COLUMNS = "path string, rows long, bytes long, sha256 string, missing array<long>"
@@ -81,19 +79,6 @@ def write_table(frame: DataFrame, table: str, target: Target, build: Build, posi
     described = sorted((line.asDict() for line in lines), key=lambda line: str(line["path"]))
     missing = [sum(counts) for counts in zip(*[line.pop("missing") for line in described], strict=True)]
     return Written(tuple(Shard(**line) for line in described), tuple(missing), tuple(starts))
-
-
-def write_shard(rows: pa.Table, place: Place, table: str, number: int) -> tuple[Shard, list[int]]:
-    """Write one shard, and say what it is and how many nulls each column has; it is on the disk, whole, when this returns."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(rows, sink, compression="zstd", row_group_size=ROWS_PER_GROUP, store_schema=True)
-    content = sink.getvalue()
-    checksum = hashlib.sha256(content).hexdigest()
-    # The name says the content: a task that runs twice writes the same file, and no other dataset's shard is in the way.
-    path = f"{table}/part-{number:05d}-{checksum[:8]}.parquet"
-    place.write(path, content)
-    shard = Shard(path=path, rows=rows.num_rows, bytes=content.size, sha256=checksum)
-    return shard, [column.null_count for column in rows.columns]
 
 
 def _shards_of_blocks(sizes: Sequence[int], shard_bytes: int) -> list[int]:

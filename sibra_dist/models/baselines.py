@@ -54,8 +54,9 @@ class Random(Recommender):
     def __init__(self, config: RandomConfig, dataset: Dataset) -> None:
         """Remember the seed and the sizes."""
         super().__init__()
+        self._key = stream(config.seed)
         # A buffer, so that this model is on a device as the others are.
-        self.register_buffer("key", torch.tensor(stream(config.seed)), persistent=False)
+        self.register_buffer("key", torch.tensor(self._key), persistent=False)
         self._num_items = dataset.items.count
 
     def encode_users(self, users: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
@@ -68,4 +69,4 @@ class Random(Recommender):
 
     def score(self, users: Tensor, items: Tensor) -> Tensor:
         """Random numbers [U, I] in [0, 1)."""
-        return uniform(int(self.key), users * self._num_items + items.T).double().div(2.0**62).float()
+        return uniform(self._key, users * self._num_items + items.T).double().div(2.0**62).float()

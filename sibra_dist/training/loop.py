@@ -28,6 +28,7 @@ from sibra_dist.training.batching import batch_losses, make_batches
 from sibra_dist.training.checkpoint import Position, divided_tables, load_newest, state_of
 from sibra_dist.training.checks import require_served
 from sibra_dist.training.config import TrainConfig
+from sibra_dist.training.memory import highest, peak_memory
 from sibra_dist.training.optimization import Optimization
 from sibra_dist.training.placement import keep_freed_memory, pick_device, place
 from sibra_dist.training.profiling import TrainingProfile
@@ -277,8 +278,9 @@ class Trainer:
             position = replace(position, evaluations_since_best=position.evaluations_since_best + 1)
         out_of_patience = 0 < self.config.patience <= position.evaluations_since_best
         self.position = replace(position, finished=position.finished or out_of_patience)
+        peak = highest(self.ranks.gather(peak_memory(self.device)))
         if self.ranks.leads:
-            self.run.record({**metrics, "examples_per_second": round(self._meter.rate)})
+            self.run.record({**metrics, "examples_per_second": round(self._meter.rate), "memory": peak})
         self._meter.pause(began)
         self._save_checkpoint(is_best=is_best)
         self.callbacks.evaluated(metrics)

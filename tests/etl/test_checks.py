@@ -9,11 +9,11 @@ import pytest
 from pyspark.sql import SparkSession
 
 from sibra_dist.data.manifest import Counts, FeatureSpec, Manifest, Protocol, Records
+from sibra_dist.data.publish import write_shard
 from sibra_dist.data.storage import Place
 from sibra_dist.errors import DatasetError
 from sibra_dist.etl.checks import check_written
 from sibra_dist.etl.reading import unreadable_files
-from sibra_dist.etl.write import write_shard
 
 pytestmark = pytest.mark.spark
 

@@ -1,0 +1,197 @@
+"""A training step and an evaluation without data and without computing: what memory they need.
+
+The code of the models and of the batches runs as it does in training, on a dataset without content (see `skeleton`). What is
+read of the data is read in earnest, for a step's number of rows depends on it; what is computed of parameters is computed on
+PyTorch's device `meta`, where tensors have shapes and no content. Every tensor is counted from its making to its end.
+"""
+
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sibra_dist.config import to_plain, validate
+from sibra_dist.data.batches import Batches
+from sibra_dist.data.dataset import Dataset
+from sibra_dist.data.manifest import Manifest
+from sibra_dist.data.transfer import map_tensors
+from sibra_dist.data.user_batches import UserBatches
+from sibra_dist.evaluation.evaluate import ENCODE_TILE
+from sibra_dist.models import build_model
+from sibra_dist.models.base import Recommender
+from sibra_dist.training.batching import batch_losses, make_batches
+from sibra_dist.training.config import TrainConfig
+from sibra_dist.training.ranks import Ranks
+from sibra_dist.training.skeleton import Drawn, skeleton
+
+META = torch.device("meta")
+
+
+class Allocations(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made while it is on, until they are freed."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run an operation, and count what it makes."""
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and not isinstance(tensor, Drawn):
+                self._note(tensor.untyped_storage())
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._known:
+            size = storage.nbytes()
+            self._known.add(key)
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._freed, key, size)
+
+    def _freed(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What was found, in bytes unless it says otherwise."""
+
+    parameters: dict[str, tuple[int, ...]]
+    """Shape of each"""
+    buffers: int
+    resident: int
+    """Held all the time besides parameters: who has which modality, what negatives are drawn from"""
+    reading: int
+    """At the most while a step is read"""
+    read: int
+    """Of that, what the step then keeps"""
+    step: int
+    """At the most while a step is computed, besides what was read, with gradients"""
+    encoding: int
+    """At the most while a tile of items is encoded"""
+    scoring: int
+    """At the most while a tile of users and items is scored"""
+    embedding: int
+    """Of one item's embedding"""
+
+
+def rehearse(config: TrainConfig, manifest: Manifest, world: int = 1, *, data_on_device: bool = True) -> Rehearsal:
+    """Go through the motions of one rank of `world`.
+
+    Args:
+        config: what is to be trained.
+        manifest: of the dataset.
+        world: ranks.
+        data_on_device: whether histories lie on the device of the parameters.
+
+    Raises:
+        ConfigError: the model cannot be built for this dataset.
+    """
+    config = _without_values(config)
+    counted = Allocations()
+    data = skeleton(manifest)
+    with counted:
+        with META:
+            model = build_model(config.model, data, config.seed)
+        parameters = {name: tuple(value.shape) for name, value in model.named_parameters()}
+        buffers = sum(buffer.nbytes for buffer in model.buffers())
+        sizes = sum(value.nbytes for value in model.parameters())
+        reading = read = step = 0
+        resident = counted.live - sizes - buffers
+        if model.trainable and config.training.epochs:
+            batches = make_batches(config, data, model, Ranks(0, world))
+            resident = counted.live - sizes - buffers
+            reading, read, step = _rehearse_step(config, batches, model, data_on_device, counted)
+        encoding, scoring, embedding = _rehearse_evaluation(config, data, model, counted)
+    return Rehearsal(parameters, buffers, resident, reading, read, step, encoding, scoring, embedding)
+
+
+def _rehearse_step(
+    config: TrainConfig, batches: Batches | UserBatches, model: Recommender, data_on_device: bool, counted: Allocations
+) -> tuple[int, int, int]:
+    training = config.training
+    on_meta, statistics = dict(model.named_parameters()), dict(model.named_buffers())
+    before = counted.peak = counted.live
+    if data_on_device:
+        _replace_parameters(model, {name: torch.zeros(1).expand(value.shape) for name, value in on_meta.items()})
+    batch = batches.batch(0, 0)
+    part = (batch, model.read(batch))
+    reading, read = counted.peak - before, counted.live - before
+    model.train()
+    with FakeTensorMode(), counted:
+        batch, inputs = map_tensors(part, _without_content)
+        _replace_parameters(model, {name: torch.empty(value.shape) for name, value in on_meta.items()})
+        _replace_buffers(model, {name: torch.empty(value.shape, dtype=value.dtype) for name, value in statistics.items()})
+        before = counted.peak = counted.live
+        with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bfloat16"):
+            output = model.step(batch, inputs)
+        losses = batch_losses(training.loss, batch, output.scores.float())
+        for auxiliary in output.auxiliary_losses.values():
+            losses = losses + auxiliary
+        (losses * batch.weights).sum().backward()
+    _replace_parameters(model, on_meta)
+    _replace_buffers(model, statistics)
+    return reading, read, counted.peak - before
+
+
+def _rehearse_evaluation(config: TrainConfig, data: Dataset, model: Recommender, counted: Allocations) -> tuple[int, int, int]:
+    model.eval()
+    settings = config.evaluation
+    with torch.inference_mode(), suppress(NotImplementedError):
+        before = counted.peak = counted.live
+        items = model.encode_items(torch.arange(min(ENCODE_TILE, data.items.count)))
+        encoding = counted.peak - before
+        users = model.encode_users(torch.arange(min(settings.user_tile, data.users.count)))
+        before = counted.peak = counted.live
+        tile = min(settings.item_tile, data.items.count)
+        model.score(users.to(META), torch.empty(tile, *items.shape[1:], device=META))
+        scoring = counted.peak - before - tile * items[0].nbytes
+        return encoding, scoring, items[0].nbytes
+    return 0, 0, 0
+
+
+def _without_values(config: TrainConfig) -> TrainConfig:
+    """The configuration with what reads the values of all interactions at once left out: they are counted by formula."""
+
+    def plain(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: plain(inner) for key, inner in value.items() if key != "weighting"}
+
+    values = plain(to_plain(config))
+    values["training"]["labels"] = "binary"
+    values["training"]["sampler"] = {**values["training"]["sampler"], "type": "uniform"}
+    return validate(TrainConfig, values, "estimate")
+
+
+def _without_content(tensor: Tensor) -> Tensor:
+    """A tensor of the same shape; for the dataset's own arrays as well."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype)
+
+
+def _replace_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        path, _, last = name.rpartition(".")
+        parameter = value if isinstance(value, nn.Parameter) else nn.Parameter(value)
+        model.get_submodule(path)._parameters[last] = parameter
+
+
+def _replace_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        path, _, last = name.rpartition(".")
+        model.get_submodule(path)._buffers[last] = value
