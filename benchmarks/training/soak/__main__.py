@@ -16,6 +16,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -44,7 +45,7 @@ SETTINGS = (
 RECOVERY_SECONDS = 30.0
 """What a kill is taken to cost when the number of epochs is chosen"""
 LEAK_STEPS = 5000
-DISK_EPOCHS = 2
+DISK_EPOCHS, DISK_BATCH, DISK_EVERY_STEPS = 2, 2048, 10
 RECORDED = Path(__file__).parent / "results.json"
 
 
@@ -56,6 +57,7 @@ class Soak:
         self.work, self.workers = arguments.work.resolve(), arguments.workers
         self.minutes, self.kill_every, self.seed = arguments.minutes, arguments.kill_every, arguments.seed
         self.epochs = arguments.epochs
+        self._halted = threading.Event()
         self.work.mkdir(parents=True, exist_ok=True)
         os.environ["SIBRA_CACHE"] = str(self.work / "cache")
         self.dataset = self.work / "dataset"
@@ -72,7 +74,11 @@ class Soak:
             stretch = 60 * self.minutes
             times = takewhile(lambda time: time < stretch, kill_times(self.kill_every, self.seed))
             harmed = pool.submit(lambda: self._train("disturbed", settings, list(times)))
-            courses = {"disturbed": harmed.result(), "undisturbed": still.result()}
+            try:
+                courses = {"disturbed": harmed.result(), "undisturbed": still.result()}
+            except BaseException:
+                self._halted.set()
+                raise
         for name, course in courses.items():
             lines = (json.dumps(asdict(one)) for one in course.samples)
             (self.work / f"{name}-samples.jsonl").write_text("\n".join(lines))
@@ -108,13 +114,16 @@ class Soak:
 
     def disk(self) -> dict[str, Any]:
         """Two trainings on a file system that fills up."""
-        settings = self._settings(DISK_EPOCHS)
+        settings = [
+            *self._settings(DISK_EPOCHS),
+            *(f"training.batch_size={DISK_BATCH}", f"training.checkpoint_every={DISK_EVERY_STEPS}"),
+        ]
         self._train("reference", settings)
         disk, found = self.work / "disk", {}
         for name in ("freed", "full"):
             with small_file_system(disk):
                 training = self._training(disk / "run", name, settings)
-                steps = 2 * EVERY_STEPS
+                steps = 3 * DISK_EVERY_STEPS
                 outcome: Outcome = (
                     goes_on(training, disk, steps) if name == "freed" else ends(training, disk, self.steps_per_epoch)
                 )
@@ -135,7 +144,7 @@ class Soak:
 
     def _train(self, name: str, settings: list[str], kills: list[float] | None = None) -> Course:
         training = self._training(self._new(name), name, settings)
-        return follow(training, self.steps_per_epoch, kills or (), self.seed)
+        return follow(training, self.steps_per_epoch, kills or (), self.seed, self._halted)
 
     def _training(self, run: Path, name: str, settings: list[str]) -> Training:
         log = self.work / f"{name}.log"

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -91,11 +92,17 @@ class Training:
         return step_of(names[0]) if names else None
 
 
-def follow(training: Training, steps_per_epoch: int, kills: Iterable[float] = (), seed: int = 0) -> Course:
+def follow(
+    training: Training,
+    steps_per_epoch: int,
+    kills: Iterable[float] = (),
+    seed: int = 0,
+    halted: threading.Event | None = None,
+) -> Course:
     """Train to the end, killing workers at the times given; a driver that fails is started again with `--resume`.
 
     Raises:
-        SystemExit: it fails again and again; the message says where to look.
+        SystemExit: it fails again and again, and the message says where to look; or it was halted.
     """
     course, draws, began = Course(), random.Random(seed + 1), time.monotonic()
     look = _Look(training, course, steps_per_epoch, began)
@@ -105,6 +112,8 @@ def follow(training: Training, steps_per_epoch: int, kills: Iterable[float] = ()
         process = training.start()
         try:
             while not _ends_within(process, EVERY if due is None else max(min(EVERY, began + due - time.monotonic()), 0.1)):
+                if halted is not None and halted.is_set():
+                    raise SystemExit("halted")
                 look.sample(process.pid)
                 if due is not None and time.monotonic() - began >= due and look.kill(process.pid, draws):
                     due = next(times, None)
