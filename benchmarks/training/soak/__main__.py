@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -175,6 +176,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--record", action="store_true", help=f"write the results to {RECORDED.name} beside this file")
     arguments = parser.parse_args()
+    # So that what it has started ends with it.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     soak, kept = Soak(arguments), arguments.work / "results.json"
     results: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
     for name in arguments.only:
