@@ -45,7 +45,7 @@ SETTINGS = (
 )
 RECOVERY_SECONDS = 30.0
 """What a kill is taken to cost when the number of epochs is chosen"""
-LEAK_STEPS = 5000
+LEAK_STEPS, LEAK_BATCH = 5000, 128
 DISK_EPOCHS, DISK_BATCH, DISK_EVERY_STEPS = 2, 2048, 10
 RECORDED = Path(__file__).parent / "results.json"
 
@@ -106,7 +106,8 @@ class Soak:
     def leak(self) -> dict[str, Any]:
         """Memory of one process."""
         result, folder = self.work / "leak.json", self._new("leak")
-        settings = self._settings(-(-LEAK_STEPS // self.steps_per_epoch) + 1)
+        epochs = -(-LEAK_STEPS * LEAK_BATCH // self.positives) + 1
+        settings = [*self._settings(epochs), f"training.batch_size={LEAK_BATCH}"]
         command = [sys.executable, "-m", "benchmarks.training.soak.leak", str(result), f"{LEAK_STEPS}", str(folder), RECIPE]
         with (self.work / "leak.log").open("ab") as log:
             subprocess.run([*command, *settings], check=True, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
