@@ -20,6 +20,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
+from ray.experimental import internal_kv
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
@@ -36,6 +37,8 @@ from sibra_dist.training.run_folder import RunFolder
 from sibra_dist.training.stopping import StopRequest, on_sigterm
 
 POLL_SECONDS = 0.5
+NAMESPACE = "sibra-dist"
+"""Of the cluster's own store, by way of which errors reach the driver: the disk of the run may be what they are about."""
 REMOTE_SECONDS = 5.0
 """Between two tellings of progress in an object store, for which training waits."""
 
@@ -117,7 +120,7 @@ def _run(
 ) -> None:
     use_gpu = uses_gpu(config, workers.least)
     require("GPU" if use_gpu else "CPU", workers.least)
-    run.error.unlink()
+    _recorded(run)
     # By name, as the types that Ray states are those of its former interface.
     scaling: dict[str, Any] = {"num_workers": workers.least, "use_gpu": use_gpu}
     if workers.most > workers.least:
@@ -150,27 +153,38 @@ def _run(
 
 @contextmanager
 def _recording_errors(run: RunFolder) -> Iterator[bool]:
-    """On a worker: an error that does not go by itself is written down for the driver, and not tried again.
+    """On a worker: an error that does not go by itself is recorded for the driver, and not tried again.
 
-    Yields False when an earlier attempt has already written one.
+    Yields False when an earlier attempt has already recorded one.
     """
     try:
-        yield not run.error.exists()
+        yield not internal_kv._internal_kv_exists(_error_key(run), namespace=NAMESPACE)
     except SibraError as error:
         if not error.passing:
-            run.error.write_text(json.dumps({"kind": type(error).__name__, "message": str(error)}))
+            told = json.dumps({"kind": type(error).__name__, "message": str(error)})
+            internal_kv._internal_kv_put(_error_key(run), told, namespace=NAMESPACE)
         # All ranks stop in the same step: they are done, and none has to be started again.
         if not isinstance(error, TrainingStopped):
             raise
 
 
 def _raise_recorded(run: RunFolder) -> None:
-    if not run.error.exists():
-        return
-    recorded = json.loads(run.error.read_text())
-    run.error.unlink()
-    kinds = {kind.__name__: kind for kind in SibraError.__subclasses__()}
-    raise kinds.get(recorded["kind"], SibraError)(recorded["message"])
+    recorded = _recorded(run)
+    if recorded is not None:
+        kinds = {kind.__name__: kind for kind in SibraError.__subclasses__()}
+        raise kinds.get(recorded["kind"], SibraError)(recorded["message"])
+
+
+def _recorded(run: RunFolder) -> dict[str, str] | None:
+    """The error that workers have recorded, which is then forgotten."""
+    key = _error_key(run)
+    told = internal_kv._internal_kv_get(key, namespace=NAMESPACE)
+    internal_kv._internal_kv_del(key, namespace=NAMESPACE)
+    return None if told is None else dict(json.loads(told))
+
+
+def _error_key(run: RunFolder) -> str:
+    return f"error {run.place}"
 
 
 def _train_worker(payload: dict[str, Any]) -> None:

@@ -80,7 +80,6 @@ class RunFolder:
         self.best = self.place / "best"
         self.profile = self.place / "profile"
         self.progress = RunFile(self.place, "progress.json")
-        self.error = RunFile(self.place, "error.json")
         self.stop = RunFile(self.place, "stop")
         self._config = RunFile(self.place, CONFIG)
         self._environment = RunFile(self.place, "environment.json")

@@ -19,6 +19,7 @@ import torch
 
 from sibra_dist.config import load_config, to_yaml
 from sibra_dist.data.dataset import open_dataset
+from sibra_dist.data.storage import Place
 from sibra_dist.errors import CheckpointError, ConfigError, TrainingError
 from sibra_dist.training import ray_train
 from sibra_dist.training.checkpoint import load_newest
@@ -115,7 +116,7 @@ def test_what_the_user_must_put_right_is_told_and_not_tried_again(
     original = ray_train._train_worker
 
     def failing(payload: dict[str, Any]) -> None:
-        def refuse(self: Trainer, *arguments: object) -> None:
+        def refuse(self: Trainer, *arguments: object, **settings: object) -> None:
             with tries.open("a") as file:
                 file.write("tried\n")
             raise CheckpointError("the disk is made of cheese")
@@ -128,6 +129,59 @@ def test_what_the_user_must_put_right_is_told_and_not_tried_again(
     with pytest.raises(CheckpointError, match=r"^the disk is made of cheese$"):
         train_on_ray(make_run(tmp_path / "run", config), config, Workers(1, 1))
     assert tries.read_text() == "tried\n"
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_told_at_once_and_the_run_goes_on_when_there_is_space(
+    planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """Nothing can be written any more from the second step on, an error as little as the best model."""
+    config = make_config(planted, training__epochs=2, training__checkpoint_every=1)
+    undisturbed = make_run(tmp_path / "undisturbed", config)
+    train_on_ray(undisturbed, config, Workers(workers, workers))
+
+    tries = tmp_path / "tries"
+    original = ray_train._train_worker
+
+    def on_a_full_disk(payload: dict[str, Any]) -> None:
+        step, write = Trainer._step, Place.write
+
+        def filling(self: Trainer, parts: Any, number: int) -> None:
+            if number == 2:
+                # What was saved before is there, whatever becomes of the rest.
+                self.saver.wait()
+                Place.write = full  # type: ignore[method-assign]  # in the worker's own process
+                with tries.open("a") as file:
+                    file.write(f"{self.ranks.rank}")
+            step(self, parts, number)
+
+        def full(self: Place, name: str, content: Any) -> None:
+            if payload["run"] in str(self):
+                raise OSError(28, "No space left on device", name)
+            write(self, name, content)
+
+        Trainer._step = filling  # type: ignore[method-assign]
+        original(payload)
+
+    run = make_run(tmp_path / "run", config)
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_train, "_train_worker", on_a_full_disk)
+        with pytest.raises(CheckpointError, match=r"best/epoch-0001-step-00000000-.* No space left .* resume the run"):
+            train_on_ray(run, config, Workers(workers, workers))
+    assert sorted(tries.read_text()) == [f"{rank}" for rank in range(workers)]
+    digest = open_dataset(planted).manifest.digest
+    kept = load_newest(run.checkpoints, digest)
+    assert kept is not None
+    assert (kept.position.epoch, kept.position.step) == (0, 2)
+
+    train_on_ray(run, config, Workers(workers, workers))
+    expected, found = (load_newest(folder.checkpoints, digest) for folder in (undisturbed, run))
+    assert expected is not None
+    assert found is not None
+    assert found.position == expected.position
+    for name, tensor in expected.tensors.items():
+        assert torch.equal(found.tensors[name], tensor), name
 
 
 @pytest.mark.usefixtures("cluster")

@@ -1,0 +1,1 @@
+"""Half an hour of training in which workers are killed, memory is watched, and the disk is full."""
