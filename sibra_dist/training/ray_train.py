@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from math import ceil
 from typing import Any
@@ -34,6 +34,7 @@ from sibra_dist.training.loop import Trainer
 from sibra_dist.training.progress import Callbacks, Progress
 from sibra_dist.training.run_folder import RunFolder
 from sibra_dist.training.stopping import StopRequest, on_sigterm
+from sibra_dist.training.validation import CandidateEvaluator, Found
 
 POLL_SECONDS = 0.5
 REMOTE_SECONDS = 5.0
@@ -60,10 +61,15 @@ def train_on_ray(
     """
     # Whoever is called back, such as a search, may end the training then.
     payload = {"run": str(run.place), "config": to_plain(config), "profile": profile, "saved_first": bool(callbacks)}
-    start_ray(workers.most)
+    apart = config.training.evaluate_on == "apart"
+    start_ray(workers.most + apart)
     run.stop.unlink()
-    with _following(run, progress), on_sigterm(lambda: run.stop.write_text("")):
-        _run(_train_worker, payload, run, workers, config.training, callbacks)
+    with (
+        _following(run, progress),
+        on_sigterm(lambda: run.stop.write_text("")),
+        _evaluator(run, config, workers) if apart else nullcontext() as evaluator,
+    ):
+        _run(_train_worker, {**payload, "evaluator": evaluator}, run, workers, config.training, callbacks)
 
 
 def evaluate_on_ray(run: RunFolder, config: TrainConfig, request: EvaluationRequest, workers: int) -> None:
@@ -197,8 +203,63 @@ def _train_worker(payload: dict[str, Any]) -> None:
         stop = StopRequest(run.stop.exists)
         callbacks = Callbacks(progress=show, evaluated=report, leaving=_leaving)
         dataset = open_dataset(config.dataset)
-        trainer = Trainer(config, dataset, run, callbacks, _device(), profile=payload["profile"], stop=stop)
+        validator = ActorValidator(payload["evaluator"]) if payload["evaluator"] is not None else None
+        settings: dict[str, Any] = {"profile": payload["profile"], "stop": stop, "validator": validator}
+        trainer = Trainer(config, dataset, run, callbacks, _device(), **settings)
         trainer.fit()
+
+
+@contextmanager
+def _evaluator(run: RunFolder, config: TrainConfig, workers: Workers) -> Iterator[Any]:
+    """An actor that evaluates candidates, inside; it has its processor, or GPU, before workers take what there is.
+
+    It is started again when it dies, and what it was asked is asked again, up to `training.max_failures` times.
+
+    Raises:
+        TrainingError: the cluster has no room for it beside the workers.
+    """
+    on_gpu = uses_gpu(config.training, workers.least)
+    spare = on_gpu and ray.cluster_resources().get("GPU", 0) > workers.most
+    require("CPU", (0 if on_gpu else workers.least) + (0 if spare else 1))
+    options = {"num_cpus": 0 if spare else 1, "num_gpus": int(spare), "max_restarts": -1}
+    remote: Any = ray.remote(CandidateEvaluator)
+    options["max_task_retries"] = config.training.max_failures
+    actor = remote.options(**options).remote(str(run.place), to_plain(config), "cuda" if spare else "cpu")
+    try:
+        ray.get(actor.__ray_ready__.remote())
+        yield actor
+    finally:
+        ray.kill(actor)
+
+
+class ActorValidator:
+    """A validator that is an actor of Ray, which outlives the workers."""
+
+    def __init__(self, actor: Any) -> None:
+        """Ask an actor that is a `CandidateEvaluator`."""
+        self._actor = actor
+        self._asked: Any = None
+
+    def start(self, name: str) -> None:
+        """Ask for a candidate."""
+        self._asked = self._actor.evaluate.remote(name)
+
+    def poll(self, seconds: float) -> Found | None:
+        """What was found, or an error if the actor has died too often."""
+        try:
+            found: Found = ray.get(self._asked, timeout=seconds)
+            return found
+        except ray.exceptions.GetTimeoutError:
+            return None
+        except ray.exceptions.RayActorError as error:
+            reason = " ".join(str(error).split())[-300:]
+            return TrainingError(
+                f"the worker that evaluates apart has died: {reason}. The run can be continued with `sibra-dist train --resume`"
+            )
+
+    def close(self) -> None:
+        """Forget what was asked; the actor ends with the training."""
+        self._asked = None
 
 
 def _leaving() -> bool:

@@ -8,7 +8,8 @@ import torch
 
 from sibra_dist.data.storage import Place
 from sibra_dist.errors import CheckpointError
-from sibra_dist.training.checkpoint import Position, load_newest, published
+from sibra_dist.training.checkpoint import load_newest, published
+from sibra_dist.training.position import Position
 from tests.training.saving import (
     Model,
     best,
