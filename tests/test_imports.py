@@ -34,7 +34,7 @@ ROOMS = {
 }
 ENGINES = {
     "pyspark": ("etl",),
-    "ray": ("training.ray_train", "training.tune", "cli"),
+    "ray": ("training.ray_train", "training.ray_validation", "training.tune", "cli"),
 }
 
 

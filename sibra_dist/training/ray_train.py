@@ -32,9 +32,9 @@ from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run
 from sibra_dist.training.launch import Workers
 from sibra_dist.training.loop import Trainer
 from sibra_dist.training.progress import Callbacks, Progress
+from sibra_dist.training.ray_validation import ActorValidator, evaluator
 from sibra_dist.training.run_folder import RunFolder
 from sibra_dist.training.stopping import StopRequest, on_sigterm
-from sibra_dist.training.validation import CandidateEvaluator, Found
 
 POLL_SECONDS = 0.5
 REMOTE_SECONDS = 5.0
@@ -67,9 +67,9 @@ def train_on_ray(
     with (
         _following(run, progress),
         on_sigterm(lambda: run.stop.write_text("")),
-        _evaluator(run, config, workers) if apart else nullcontext() as evaluator,
+        evaluator(run, config, _reserved(config.training, workers)) if apart else nullcontext() as actor,
     ):
-        _run(_train_worker, {**payload, "evaluator": evaluator}, run, workers, config.training, callbacks)
+        _run(_train_worker, {**payload, "evaluator": actor}, run, workers, config.training, callbacks)
 
 
 def evaluate_on_ray(run: RunFolder, config: TrainConfig, request: EvaluationRequest, workers: int) -> None:
@@ -111,6 +111,15 @@ def require(resource: str, wanted: float) -> None:
 def uses_gpu(config: TrainingConfig, workers: int) -> bool:
     """Whether `workers` train on a GPU each: when told to, or when the cluster has as many."""
     return config.device == "cuda" or (config.device == "auto" and ray.cluster_resources().get("GPU", 0) >= workers)
+
+
+def _reserved(config: TrainingConfig, workers: Workers) -> torch.device:
+    """What evaluates apart from workers: a GPU where they leave one, or else a CPU, which the cluster must have."""
+    on_gpu = uses_gpu(config, workers.least)
+    if on_gpu and ray.cluster_resources().get("GPU", 0) > workers.most:
+        return torch.device("cuda")
+    require("CPU", 1 if on_gpu else workers.least + 1)
+    return torch.device("cpu")
 
 
 def _run(
@@ -207,59 +216,6 @@ def _train_worker(payload: dict[str, Any]) -> None:
         settings: dict[str, Any] = {"profile": payload["profile"], "stop": stop, "validator": validator}
         trainer = Trainer(config, dataset, run, callbacks, _device(), **settings)
         trainer.fit()
-
-
-@contextmanager
-def _evaluator(run: RunFolder, config: TrainConfig, workers: Workers) -> Iterator[Any]:
-    """An actor that evaluates candidates, inside; it has its processor, or GPU, before workers take what there is.
-
-    It is started again when it dies, and what it was asked is asked again, up to `training.max_failures` times.
-
-    Raises:
-        TrainingError: the cluster has no room for it beside the workers.
-    """
-    on_gpu = uses_gpu(config.training, workers.least)
-    spare = on_gpu and ray.cluster_resources().get("GPU", 0) > workers.most
-    require("CPU", (0 if on_gpu else workers.least) + (0 if spare else 1))
-    options = {"num_cpus": 0 if spare else 1, "num_gpus": int(spare), "max_restarts": -1}
-    remote: Any = ray.remote(CandidateEvaluator)
-    options["max_task_retries"] = config.training.max_failures
-    actor = remote.options(**options).remote(str(run.place), to_plain(config), "cuda" if spare else "cpu")
-    try:
-        ray.get(actor.__ray_ready__.remote())
-        yield actor
-    finally:
-        ray.kill(actor)
-
-
-class ActorValidator:
-    """A validator that is an actor of Ray, which outlives the workers."""
-
-    def __init__(self, actor: Any) -> None:
-        """Ask an actor that is a `CandidateEvaluator`."""
-        self._actor = actor
-        self._asked: Any = None
-
-    def start(self, name: str) -> None:
-        """Ask for a candidate."""
-        self._asked = self._actor.evaluate.remote(name)
-
-    def poll(self, seconds: float) -> Found | None:
-        """What was found, or an error if the actor has died too often."""
-        try:
-            found: Found = ray.get(self._asked, timeout=seconds)
-            return found
-        except ray.exceptions.GetTimeoutError:
-            return None
-        except ray.exceptions.RayActorError as error:
-            reason = " ".join(str(error).split())[-300:]
-            return TrainingError(
-                f"the worker that evaluates apart has died: {reason}. The run can be continued with `sibra-dist train --resume`"
-            )
-
-    def close(self) -> None:
-        """Forget what was asked; the actor ends with the training."""
-        self._asked = None
 
 
 def _leaving() -> bool:
