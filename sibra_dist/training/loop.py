@@ -279,14 +279,13 @@ class Trainer:
     def _evaluate_at(self, epoch: int, step: int, loss: float | None) -> None:
         """Judge what was found of the candidate, if there is one; let the model be the next; move on to here, and save.
 
-        If the run is asked to stop while it waits, it has not moved on, and does all this when it resumes.
+        If the run is asked to stop while it waits, it has not moved on, and does all this when it resumes. With a candidate at
+        the end of the last epoch, training is finished when it is judged.
         """
-        began, lines = time.monotonic(), []
-        last = epoch == self.epochs
+        began, lines, is_best = time.monotonic(), [], False
         if self.position.candidate is not None:
             lines.append(self._judge(self.judge.wait(self.position, self.stop)))
         self.position = replace(self.position, epoch=epoch, step=step)
-        is_best = False
         if not self.position.finished and self.position.evaluated != self.steps_done:
             name, steps = self.saver.name(self.position), self.steps_done
             candidate = Candidate(name, epoch, steps, loss, round(self._meter.rate))
@@ -294,10 +293,8 @@ class Trainer:
             if not self.apart:
                 lines.append(self._judge(self.judge.evaluate(self.model, self.position)))
                 is_best = self.position.evaluations_since_best == 0
-            elif last:
-                self._save_checkpoint()
-                lines.append(self._judge(self.judge.wait(self.position, self.stop)))
-        self.position = replace(self.position, finished=self.position.finished or last)
+        is_last = epoch == self.epochs and self.position.candidate is None
+        self.position = replace(self.position, finished=self.position.finished or is_last)
         self._meter.pause(began)
         self._save_checkpoint(is_best=is_best)
         for line in lines:
