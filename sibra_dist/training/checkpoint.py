@@ -187,7 +187,7 @@ def load_best(
         _require_dataset(checkpoints / name, description, dataset)
         if description.best is not None:
             names[description.best] = None
-    # Without any checkpoint left to say which, the newest.
+    # Without any checkpoint left to say which, the newest, if only a candidate.
     return _first_whole(best, list(names) if read else published(best), dataset, ranks, tables or {})
 
 

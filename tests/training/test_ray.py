@@ -110,32 +110,31 @@ def test_evaluation_is_the_same_with_and_without_ray(planted: Path, tmp_path: Pa
 
 @pytest.mark.usefixtures("cluster")
 def test_evaluation_apart_from_workers_is_as_on_them(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when what evaluates is killed at its first candidate; all workers hear of every evaluation."""
-    runs = {}
+    """Also when what evaluates is killed at its first candidate."""
+    marker = tmp_path / "killed"
+
+    class Deadly(CandidateEvaluator):
+        def evaluate(self, name: str) -> Found:
+            if not marker.exists():
+                marker.write_text(name)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().evaluate(name)
+
+    monkeypatch.setattr(ray_validation, "CandidateEvaluator", Deadly)
+    runs = []
     for on in ("ranks", "apart"):
-        config = make_config(planted, training__evaluate_on=on, training__epochs=3, training__evaluate_every_steps=5)
-        runs[on] = make_run(tmp_path / on, config)
-        if on == "apart":
-            marker = tmp_path / "killed"
-
-            class Deadly(CandidateEvaluator):
-                def evaluate(self, name: str) -> Found:
-                    if not marker.exists():
-                        marker.write_text(name)
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    return super().evaluate(name)
-
-            monkeypatch.setattr(ray_validation, "CandidateEvaluator", Deadly)
-        train_on_ray(runs[on], config, Workers(2, 2))
-    assert marker.read_text().startswith("epoch-0000-step-00000005-")
+        config = make_config(planted, training__evaluate_on=on, training__epochs=3, training__evaluate_every_steps=6)
+        runs.append(make_run(tmp_path / on, config))
+        train_on_ray(runs[-1], config, Workers(2, 2))
+    assert marker.read_text().startswith("epoch-0000-step-00000006-")
     kept = [
         [{key: value for key, value in line.items() if key not in ("examples_per_second", "memory")} for line in run.metrics()]
-        for run in runs.values()
+        for run in runs
     ]
-    assert [line["steps"] for line in kept[1]] == [5, 10, 15, 20, 24]
+    assert [line["steps"] for line in kept[1]] == [6, 12, 18, 24]
     assert kept[1] == kept[0]
     digest = open_dataset(planted).manifest.digest
-    expected, found = (load_best(run.checkpoints, run.best, digest) for run in runs.values())
+    expected, found = (load_best(run.checkpoints, run.best, digest) for run in runs)
     assert expected is not None
     assert found is not None
     for name, tensor in expected.tensors.items():
