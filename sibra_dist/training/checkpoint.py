@@ -4,13 +4,14 @@
       epoch-0002-step-00000100-3f9a1c2b-part-00000-of-00004.safetensors   tensors that all ranks share; rank 0's rows
       epoch-0002-step-00000100-3f9a1c2b-part-00001-of-00004.safetensors   rank 1's rows of divided tables
       epoch-0002-step-00000100-3f9a1c2b.json                              written last: without it there is no checkpoint
-    <run>/best/                                                           the same, of models alone
+    <run>/best/                                                           the same, of models alone: the best, and candidates
 
 A name is a position and eight digits that are drawn whenever a training starts or resumes: what one of these has written is
 never mistaken for the work of another. There is a single part where no table is divided. The description holds the position
 (with what early stopping remembers), the configuration, the dataset's digest, the number of ranks, the size and checksum of
-each part with the rows in it, a checksum of its own, and the name of the best model so far. A checkpoint thus says which
-best model belongs to it: a run that resumes from an earlier position returns to the best model of that position.
+each part with the rows in it, a checksum of its own, and the names of the best model so far and of the one that is being
+evaluated, if any is. A checkpoint thus says which of these belong to it: a run that resumes from an earlier position returns
+to the best model of that position, and has the same candidate evaluated again.
 
 Tensors are `model/NAME` by name in the state dict, `optimizer/NAME/STATE`, and `losses` of the epoch so far. Learning rates,
 batches, negatives and dropout are functions of (seed, epoch, step), so there is no state of a schedule, of a sampler or of
@@ -35,6 +36,7 @@ from sibra_dist.data.storage import Place
 from sibra_dist.errors import CheckpointError
 from sibra_dist.models.tables import tables_of
 from sibra_dist.training.parts import Part, Rows, Tables, read_parts
+from sibra_dist.training.position import Position
 from sibra_dist.training.ranks import Ranks
 
 logger = logging.getLogger("sibra_dist")
@@ -44,24 +46,6 @@ ALONE = Ranks()
 MISREAD = (ValueError, KeyError, TypeError, SafetensorError)
 DAMAGE = (OSError, *MISREAD)
 """What reading a damaged checkpoint may raise."""
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where training stands: `step` steps of `epoch` are done, and this is what early stopping remembers."""
-
-    epoch: int = 0
-    step: int = 0
-    best: float | None = None
-    """Best value of the monitored metric so far"""
-    best_epoch: int = -1
-    evaluations_since_best: int = 0
-    finished: bool = False
-
-    @property
-    def name(self) -> str:
-        """The first part of the name of a checkpoint at this position."""
-        return f"epoch-{self.epoch:04d}-step-{self.step:08d}"
 
 
 class Description(BaseModel):
@@ -166,6 +150,23 @@ def load_newest(
     return _first_whole(folder, published(folder), dataset, ranks, tables or {})
 
 
+def load_candidate(best: Place, name: str, dataset: str) -> Checkpoint:
+    """The model of this name among the best models.
+
+    Raises:
+        CheckpointError: it is not there, is damaged, or was made from another dataset.
+    """
+    found = _read(best, name, dataset, {})
+    if isinstance(found, str):
+        raise CheckpointError(
+            f"the model {best / name}, which is to be evaluated, is damaged ({found}). Remove the newest checkpoint of the run "
+            "to go on from the one before, or start the training again under another name"
+        )
+    if isinstance(found, CheckpointError):
+        raise found
+    return found
+
+
 def load_best(
     checkpoints: Place, best: Place, dataset: str, ranks: Ranks = ALONE, tables: Tables | None = None
 ) -> Checkpoint | None:
@@ -186,7 +187,7 @@ def load_best(
         _require_dataset(checkpoints / name, description, dataset)
         if description.best is not None:
             names[description.best] = None
-    # Without any checkpoint left to say which, the newest.
+    # Without any checkpoint left to say which, the newest, if only a candidate.
     return _first_whole(best, list(names) if read else published(best), dataset, ranks, tables or {})
 
 

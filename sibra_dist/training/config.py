@@ -71,6 +71,9 @@ class TrainingConfig(Config):
     """Epochs between two evaluations on the validation split."""
     evaluate_every_steps: Positive | None = None
     """Steps between two evaluations, where epochs are too long to wait for; `evaluate_every` is not read then."""
+    evaluate_on: Literal["ranks", "apart"] = "ranks"
+    """`ranks`: training waits while all ranks evaluate. `apart`: a further process, or worker, evaluates while they train on,
+    and what it finds counts when the next evaluation falls due. Early stopping stops one evaluation later then."""
     monitor: str = "ndcg@10"
     """Metric of the validation split that early stopping maximises, and that decides which checkpoint is the best."""
     patience: Annotated[int, Field(ge=-1)] = 5

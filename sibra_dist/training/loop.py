@@ -5,13 +5,12 @@ function of (seed, epoch, step), so a run that resumes from a checkpoint sees ju
 """
 
 import logging
-import math
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
+from typing import NoReturn
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sibra_dist.config import to_plain
@@ -19,18 +18,17 @@ from sibra_dist.data.batches import TrainBatch
 from sibra_dist.data.dataset import Dataset
 from sibra_dist.data.transfer import to_device
 from sibra_dist.errors import TrainingError, TrainingStopped
-from sibra_dist.evaluation.evaluate import evaluate
 from sibra_dist.models import build_model
-from sibra_dist.models.base import Recommender
 from sibra_dist.models.tables import TableLayout
 from sibra_dist.phases import phase
-from sibra_dist.training.batching import batch_losses, make_batches
-from sibra_dist.training.checkpoint import Position, divided_tables, load_newest, state_of
+from sibra_dist.training.batching import batch_losses, example_told, hardest, make_batches
+from sibra_dist.training.checkpoint import divided_tables, load_newest, state_of
 from sibra_dist.training.checks import require_served
 from sibra_dist.training.config import TrainConfig
-from sibra_dist.training.memory import highest, peak_memory
+from sibra_dist.training.judging import Judge
 from sibra_dist.training.optimization import Optimization
-from sibra_dist.training.placement import keep_freed_memory, pick_device, place
+from sibra_dist.training.placement import keep_freed_memory, pick_device, place, spare_device
+from sibra_dist.training.position import Candidate, Position
 from sibra_dist.training.profiling import TrainingProfile
 from sibra_dist.training.progress import Callbacks, Meter, Progress
 from sibra_dist.training.ranks import Ranks
@@ -38,7 +36,8 @@ from sibra_dist.training.reading import Part, Reader
 from sibra_dist.training.run_folder import RunFolder
 from sibra_dist.training.saver import Saver
 from sibra_dist.training.stopping import StopRequest
-from sibra_dist.training.watch import NotFinite, Watch
+from sibra_dist.training.validation import ProcessValidator, Validator
+from sibra_dist.training.watch import Watch
 from sibra_dist.training.whereabouts import Whereabouts
 
 logger = logging.getLogger("sibra_dist")
@@ -61,6 +60,7 @@ class Trainer:
         *,
         profile: bool = False,
         stop: StopRequest | None = None,
+        validator: Validator | None = None,
     ) -> None:
         """Build the model, or continue from the run's newest checkpoint.
 
@@ -72,6 +72,7 @@ class Trainer:
             device: that trains; None: as the configuration says.
             profile: whether some steps and an evaluation are profiled, in the run's folder.
             stop: looked at between steps.
+            validator: evaluates if that is done apart from the ranks; None: a process of this machine.
 
         Raises:
             CheckpointError: there are checkpoints, but none can be used.
@@ -79,9 +80,7 @@ class Trainer:
             ConfigError: the model cannot be built for this dataset, or the dataset or the model lacks what the configuration
                 asks of it.
         """
-        self.config = config.training
-        self.evaluation = config.evaluation
-        self.seed = config.seed
+        self.settings, self.config = config, config.training
         self.run = run
         self.callbacks = callbacks or Callbacks()
         self.stop = StopRequest() if stop is None else stop
@@ -108,10 +107,13 @@ class Trainer:
             self.optimization = Optimization(self.config, self.model, self.batches.steps_per_epoch, self.ranks)
             self.losses = torch.zeros(self.batches.steps_per_epoch, device=self.device)
             self._new_watch()
-        self.position, self.saver = self._resume(config)
+        self.apart, self.validator = self.config.evaluate_on == "apart", None
+        if self.apart and self.ranks.leads:
+            self.validator = validator or ProcessValidator(run, config, spare_device(self.device))
+        self.position, self.saver = self._resume()
+        shared = (self.dataset, self.device, run, self.ranks, self.whereabouts)
+        self.judge = Judge(config, *shared, self.saver, self.profile, self.validator)
         self._meter = Meter(self.config.batch_size)
-        self._metric: float | None = None
-        self._evaluated = 0.0
         self._wondered = time.monotonic()
         self._leaving = False
 
@@ -123,9 +125,14 @@ class Trainer:
             TrainingError: the loss or a gradient is not finite.
             RankTimeoutError: another rank did not take part in time.
         """
-        with self.whereabouts.telling(), closing(self.saver):
+        with self.whereabouts.telling(), ExitStack() as stack:
+            if self.validator is not None:
+                stack.callback(self.validator.close)
+                if self.position.candidate is not None:
+                    self.validator.start(self.position.candidate.name)
+            stack.callback(self.saver.close)
             while not self.position.finished:
-                if self.epochs:
+                if self.position.epoch < self.epochs:
                     self._train_epoch()
                 if not self.position.finished:
                     self._end_epoch()
@@ -149,6 +156,11 @@ class Trainer:
         epoch, first = self.position.epoch, self.position.step
         self._meter.start()
         self.model.train()
+        if 0 < first < self.batches.steps_per_epoch and self._is_due():
+            # The checkpoint was written between this step and its evaluation.
+            self._between_steps()
+            if self.position.finished:
+                return
         with closing(self.reader.epoch(epoch, first)) as steps:
             for step in range(first, self.batches.steps_per_epoch):
                 is_last = step + 1 == self.batches.steps_per_epoch
@@ -238,68 +250,67 @@ class Trainer:
 
     def _between_steps(self) -> None:
         """Evaluate and save where it is time to, within an epoch."""
-        every, step = self.config.evaluate_every_steps, self.position.step
-        if every is not None and self.steps_done % every == 0:
+        if self._is_due():
             self._require_finite()
-            self._judge({"loss": float(self.losses[:step].mean())})
+            self._evaluate_at(self.position.epoch, self.position.step, float(self.losses[: self.position.step].mean()))
             self.model.train()
-        elif self.config.checkpoint_every > 0 and step % self.config.checkpoint_every == 0:
+        elif self.config.checkpoint_every > 0 and self.position.step % self.config.checkpoint_every == 0:
             self._save_checkpoint()
+
+    def _is_due(self) -> bool:
+        """Whether an evaluation by steps is, and has not been made or begun."""
+        every = self.config.evaluate_every_steps
+        return every is not None and self.steps_done % every == 0 and self.position.evaluated != self.steps_done
 
     def _end_epoch(self) -> None:
         """Evaluate when it is time, and save."""
-        metrics: dict[str, float] = {}
-        epoch, done = self.position.epoch, self.steps_done
-        if self.epochs:
+        loss, epoch = None, self.position.epoch
+        if epoch < self.epochs:
             self._require_finite()
-            metrics["loss"] = float(self.losses.mean())
+            loss = float(self.losses.mean())
             self._new_watch()
             epoch += 1
-        self.position = replace(self.position, epoch=epoch, step=0, finished=epoch >= self.epochs)
-        every = self.config.evaluate_every_steps
-        due = epoch % self.config.evaluate_every == 0 if every is None else done % every == 0
-        if due or self.position.finished:
-            self._judge(metrics)
+        due = epoch % self.config.evaluate_every == 0 if self.config.evaluate_every_steps is None else self._is_due()
+        if due or epoch == self.epochs:
+            self._evaluate_at(epoch, 0, loss)
         else:
+            self.position = replace(self.position, epoch=epoch, step=0)
             self._save_checkpoint()
         if self.epochs:
             self._report()
 
-    def _judge(self, metrics: dict[str, float]) -> None:
-        """Evaluate on the validation split, let early stopping decide, record, and save."""
-        began = time.monotonic()
-        metrics = {"epoch": self.position.epoch, "steps": self.steps_done, **metrics, **self._evaluate()}
-        position, value = self.position, metrics[f"val/{self.config.monitor}"]
-        self._metric = value
-        self._evaluated = self.steps_done / self.batches.steps_per_epoch if self.epochs else 0.0
-        if math.isnan(value):
-            raise TrainingError(
-                f"no user of {self.dataset.place} holds anything out for validation: prepare it with such a split"
-            )
-        is_best = position.best is None or value > position.best
-        if is_best:
-            position = replace(position, best=value, best_epoch=position.epoch, evaluations_since_best=0)
-        else:
-            position = replace(position, evaluations_since_best=position.evaluations_since_best + 1)
-        out_of_patience = 0 < self.config.patience <= position.evaluations_since_best
-        self.position = replace(position, finished=position.finished or out_of_patience)
-        peak = highest(self.ranks.gather(peak_memory(self.device)))
-        if self.ranks.leads:
-            self.run.record({**metrics, "examples_per_second": round(self._meter.rate), "memory": peak})
+    def _evaluate_at(self, epoch: int, step: int, loss: float | None) -> None:
+        """Judge what was found of the candidate, if there is one; let the model be the next; move on to here, and save.
+
+        If the run is asked to stop while it waits, it has not moved on, and does all this when it resumes. With a candidate at
+        the end of the last epoch, training is finished when it is judged.
+        """
+        began, lines, is_best = time.monotonic(), [], False
+        if self.position.candidate is not None:
+            lines.append(self._judge(self.judge.wait(self.position, self.stop)))
+        self.position = replace(self.position, epoch=epoch, step=step)
+        if not self.position.finished and self.position.evaluated != self.steps_done:
+            name, steps = self.saver.name(self.position), self.steps_done
+            candidate = Candidate(name, epoch, steps, loss, round(self._meter.rate))
+            self.position = replace(self.position, evaluated=steps, candidate=candidate)
+            if not self.apart:
+                lines.append(self._judge(self.judge.evaluate(self.model, self.position)))
+                is_best = self.position.evaluations_since_best == 0
+        is_last = epoch == self.epochs and self.position.candidate is None
+        self.position = replace(self.position, finished=self.position.finished or is_last)
         self._meter.pause(began)
         self._save_checkpoint(is_best=is_best)
-        self.callbacks.evaluated(metrics)
+        for line in lines:
+            self.callbacks.evaluated(line)
 
-    def _evaluate(self) -> dict[str, float]:
-        self.whereabouts.note("evaluate", self.position.epoch, self.position.step)
-        self.model.eval()
-        names = list(dict.fromkeys([*self.evaluation.names, self.config.monitor]))
-        ranks = (self.ranks.rank, self.ranks.world)
-        with self.profile.evaluation() if self.profile is not None else phase("evaluate"), phase("evaluate"):
-            result = evaluate(self.model, self.dataset, "validation", self.evaluation, names=names, seed=self.seed, ranks=ranks)
-        return {f"val/{name}": value for name, value in result.metrics.items()}
+    def _judge(self, found: dict[str, float] | None) -> dict[str, float]:
+        """Judge the candidate by what was found of it, or stop where that is None; returns what is told."""
+        if found is None:
+            self._stop()
+        self.position, line = self.judge.judge(self.position, found)
+        return line
 
-    def _resume(self, config: TrainConfig) -> tuple[Position, Saver]:
+    def _resume(self) -> tuple[Position, Saver]:
         """Continue from the newest checkpoint, if there is one."""
         digest = self.dataset.manifest.digest
         tables = divided_tables(self.model)
@@ -308,12 +319,13 @@ class Trainer:
             self.run.checkpoints,
             self.run.best,
             digest,
-            to_plain(config),
+            to_plain(self.settings),
             keep=self.config.keep_checkpoints,
             best_name=checkpoint.best if checkpoint else None,
             ranks=self.ranks,
             tables=tables,
             timeout=self.config.rank_timeout,
+            published=self.validator.start if self.validator is not None else lambda name: None,
         )
         if checkpoint is None:
             return Position(), saver
@@ -334,7 +346,7 @@ class Trainer:
                 state = state_of(self.model, self.optimization.optimizer, self.losses[: self.position.step])
             self.saver.save(self.position, state, is_best=is_best, is_last=is_last or self.position.finished)
 
-    def _stop(self) -> None:
+    def _stop(self) -> NoReturn:
         self._save_checkpoint(is_last=True)
         self.saver.wait()
         if self.ranks.leads:
@@ -352,7 +364,12 @@ class Trainer:
         found = self.watch.found()
         if found is None:
             return
-        where = next(filter(None, self.ranks.gather(self._coordinates(found))), "no single example")
+        mine = None
+        if found.example >= 0:
+            parts = [self.batches.batch(self.position.epoch, found.step, part) for part in range(self.config.accumulate)]
+            told = example_told(parts, self.dataset, found.example)
+            mine = f"{told} (example {found.example} of rank {self.ranks.rank})"
+        where = next(filter(None, self.ranks.gather(mine)), "no single example")
         raise TrainingError(
             f"the loss or a gradient of epoch {self.position.epoch}, step {found.step} is not finite; first at {where}. The "
             f"largest gradient before was that of {self.optimization.names[found.parameter]}, of length {found.norm:.3g}. "
@@ -360,23 +377,12 @@ class Trainer:
             "checkpoint is kept"
         )
 
-    def _coordinates(self, found: NotFinite) -> str | None:
-        """Whose example on this rank had a loss that is not finite."""
-        if found.example < 0:
-            return None
-        parts = [self.batches.batch(self.position.epoch, found.step, part) for part in range(self.config.accumulate)]
-        user = int(torch.cat([batch.users for batch in parts])[found.example])
-        told = f"user {self.dataset.ids('users')[user].as_py()}"
-        if isinstance(parts[0], TrainBatch):
-            items = torch.cat([batch.items[:, 0] for batch in parts])
-            told += f" with item {self.dataset.ids('items')[int(items[found.example])].as_py()}"
-        return f"{told} (example {found.example} of rank {self.ranks.rank})"
-
     def _report(self) -> None:
         """Report progress."""
         if not self.ranks.leads:
             return
         epoch, step = self.position.epoch, self.position.step
+        evaluated, metric = self.judge.latest
         examples_left = self.batches.num_examples * (self.epochs - epoch) - step * self.config.batch_size
         self.callbacks.progress(
             Progress(
@@ -386,31 +392,10 @@ class Trainer:
                 steps=self.batches.steps_per_epoch,
                 loss=float(self.losses[: step or None].mean()),
                 monitor=f"val/{self.config.monitor}",
-                metric=self._metric,
-                evaluated=self._evaluated,
+                metric=metric,
+                evaluated=evaluated / self.batches.steps_per_epoch,
                 best=self.position.best,
                 examples_per_second=self._meter.rate,
                 seconds_left=max(examples_left, 0) / max(self._meter.rate, 1e-9),
             )
         )
-
-
-def hardest(model: Recommender, batch: TrainBatch, read: object, count: int) -> TrainBatch:
-    """The batch with the `count` of its negatives that the model scores highest, as it is in evaluation mode.
-
-    The batch's own key decides on dropout, so what is scored is what the step then trains, but for batch statistics.
-    """
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        scores = model.step(batch, read).scores[:, 1:]
-    model.train(was_training)
-    kept = scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
-    columns = F.pad(kept + 1, (1, 0))  # and the positive, which is column 0
-    draws = batch.item_modalities.shape[-1]
-    return replace(
-        batch,
-        items=batch.items.gather(1, columns),
-        item_modalities=batch.item_modalities.gather(1, columns[..., None].expand(-1, -1, draws)),
-        log_counts=batch.log_counts.gather(1, kept),
-    )

@@ -27,6 +27,14 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % max(torch.cuda.device_count(), 1))
 
 
+def spare_device(device: torch.device) -> torch.device:
+    """Where a model is evaluated beside ranks of this machine that train on such a device: a GPU that none has, or the CPU."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device.type == "cuda" and torch.cuda.device_count() > ranks:
+        return torch.device("cuda", ranks)
+    return torch.device("cpu")
+
+
 def place(dataset: Dataset, device: torch.device, wanted: Literal["auto", "same", "cpu"] = "auto") -> Dataset:
     """The dataset on the device that trains, or where it is, mapped from the node's cache, if it is too large for that."""
     if device.type == "cpu" or wanted == "cpu":

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from math import ceil
 from typing import Any
@@ -33,6 +33,7 @@ from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run
 from sibra_dist.training.launch import Workers
 from sibra_dist.training.loop import Trainer
 from sibra_dist.training.progress import Callbacks, Progress
+from sibra_dist.training.ray_validation import ActorValidator, evaluator
 from sibra_dist.training.run_folder import RunFolder
 from sibra_dist.training.stopping import StopRequest, on_sigterm
 
@@ -63,10 +64,15 @@ def train_on_ray(
     """
     # Whoever is called back, such as a search, may end the training then.
     payload = {"run": str(run.place), "config": to_plain(config), "profile": profile, "saved_first": bool(callbacks)}
-    start_ray(workers.most)
+    apart = config.training.evaluate_on == "apart"
+    start_ray(workers.most + apart)
     run.stop.unlink()
-    with _following(run, progress), on_sigterm(lambda: run.stop.write_text("")):
-        _run(_train_worker, payload, run, workers, config.training, callbacks)
+    with (
+        _following(run, progress),
+        on_sigterm(lambda: run.stop.write_text("")),
+        evaluator(run, config, _reserved(config.training, workers)) if apart else nullcontext() as actor,
+    ):
+        _run(_train_worker, {**payload, "evaluator": actor}, run, workers, config.training, callbacks)
 
 
 def evaluate_on_ray(run: RunFolder, config: TrainConfig, request: EvaluationRequest, workers: int) -> None:
@@ -108,6 +114,15 @@ def require(resource: str, wanted: float) -> None:
 def uses_gpu(config: TrainingConfig, workers: int) -> bool:
     """Whether `workers` train on a GPU each: when told to, or when the cluster has as many."""
     return config.device == "cuda" or (config.device == "auto" and ray.cluster_resources().get("GPU", 0) >= workers)
+
+
+def _reserved(config: TrainingConfig, workers: Workers) -> torch.device:
+    """What evaluates apart from workers: a GPU where they leave one, or else a CPU, which the cluster must have."""
+    on_gpu = uses_gpu(config, workers.least)
+    if on_gpu and ray.cluster_resources().get("GPU", 0) > workers.most:
+        return torch.device("cuda")
+    require("CPU", 1 if on_gpu else workers.least + 1)
+    return torch.device("cpu")
 
 
 def _run(
@@ -211,7 +226,9 @@ def _train_worker(payload: dict[str, Any]) -> None:
         stop = StopRequest(run.stop.exists)
         callbacks = Callbacks(progress=show, evaluated=report, leaving=_leaving)
         dataset = open_dataset(config.dataset)
-        trainer = Trainer(config, dataset, run, callbacks, _device(), profile=payload["profile"], stop=stop)
+        validator = ActorValidator(payload["evaluator"]) if payload["evaluator"] is not None else None
+        settings: dict[str, Any] = {"profile": payload["profile"], "stop": stop, "validator": validator}
+        trainer = Trainer(config, dataset, run, callbacks, _device(), **settings)
         trainer.fit()
 
 

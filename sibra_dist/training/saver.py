@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -29,13 +29,13 @@ from sibra_dist.training.checkpoint import (
     MISREAD,
     NAME,
     Description,
-    Position,
     published,
     read_description,
     rows_of,
     step_of,
 )
 from sibra_dist.training.parts import Part, Rows, Tables, write_part
+from sibra_dist.training.position import Position
 from sibra_dist.training.ranks import Ranks
 
 logger = logging.getLogger("sibra_dist")
@@ -59,7 +59,9 @@ class _Copy:
 
     position: Position
     tensors: dict[str, Tensor]
-    is_best: bool
+    best: str | None
+    apart: bool
+    """Whether the model is written beside the best models too"""
     is_last: bool
 
 
@@ -78,6 +80,7 @@ class Saver:
         ranks: Ranks = ALONE,
         tables: Tables | None = None,
         timeout: float = 600.0,
+        published: Callable[[str], None] = lambda name: None,
     ) -> None:
         """Prepare to write.
 
@@ -91,10 +94,15 @@ class Saver:
             ranks: this process among those that train.
             tables: the rows that this rank holds of each divided table.
             timeout: seconds that rank 0 waits for the parts of others.
+            published: called on rank 0, in the thread that writes, with the name of each model that is kept apart, as soon as
+                it can be read.
         """
         self._folder, self._best_folder = checkpoints, best
         self._dataset, self._config, self._keep = dataset, config, keep
-        self._best = best_name
+        self.best = best_name
+        """Name of the best model so far, for the checkpoints that are saved from now on"""
+        self._published = published
+        self._candidate: str | None = None
         self._ranks, self._tables, self._timeout = ranks, tables or {}, timeout
         self._training = ranks.agree(uuid.uuid4().hex[:8])
         self._thread: threading.Thread | None = None
@@ -106,22 +114,26 @@ class Saver:
         """Copy a state, and begin to write it once the former one is written.
 
         Args:
-            position: where training stands.
+            position: where training stands; if its candidate is of this position, the model is kept apart from checkpoints.
             state: what is saved; it may be changed as soon as this returns.
-            is_best: whether the model is the best so far, so that it is kept apart from checkpoints.
+            is_best: whether the model is the best so far, so that it is kept apart too.
             is_last: whether nothing is saved after this.
 
         Raises:
             CheckpointError: the former one could not be written, and that cannot be made good.
         """
         self.wait()
+        name = self.name(position)
         if is_best:
-            self._best = self._name(position)
+            self.best = name
+        is_new = position.candidate is not None and position.candidate.name == name != self._candidate
+        if is_new:
+            self._candidate = name
         # What all ranks share is rank 0's to write.
         mine = (name for name, value in state.items() if self._ranks.leads or self._rows(name, value))
         copied = {name: state[name].detach().to("cpu", copy=True) for name in mine}
         if self._ranks.leads or self._tables:
-            job = _Copy(position, copied, is_best, is_last)
+            job = _Copy(position, copied, self.best, is_best or is_new, is_last)
             self._thread = threading.Thread(target=self._write, args=(job,), name="checkpoint")
             self._thread.start()
 
@@ -156,7 +168,8 @@ class Saver:
             raise defect
         return failure
 
-    def _name(self, position: Position) -> str:
+    def name(self, position: Position) -> str:
+        """The name that a checkpoint at a position has, and the model that is kept apart."""
         return f"{position.name}-{self._training}"
 
     def _rows(self, name: str, value: Tensor) -> Rows | None:
@@ -167,22 +180,24 @@ class Saver:
         """Write a copy, in a thread of its own."""
         folder, fatal = self._folder, copy.is_last
         try:
-            if copy.is_best:
+            if copy.apart:
                 folder, fatal = self._best_folder, True
                 model = {name: value for name, value in copy.tensors.items() if name.startswith("model/")}
-                self._publish(folder, copy.position, model)
+                self._publish(folder, copy, model)
+                if self._ranks.leads:
+                    self._published(self.name(copy.position))
                 folder, fatal = self._folder, copy.is_last
-            self._publish(folder, copy.position, copy.tensors)
+            self._publish(folder, copy, copy.tensors)
             if self._ranks.leads:
-                self._tidy(copy.position)
+                self._tidy(copy)
         except (OSError, CheckpointError) as error:
-            self._failure = Failure(str(folder / self._name(copy.position)), str(error), fatal)
+            self._failure = Failure(str(folder / self.name(copy.position)), str(error), fatal)
         except Exception as error:  # a defect, which belongs to whoever waits
             self._defect = error
 
-    def _publish(self, folder: Place, position: Position, tensors: Mapping[str, Tensor]) -> None:
+    def _publish(self, folder: Place, copy: _Copy, tensors: Mapping[str, Tensor]) -> None:
         """Write this rank's part, and on rank 0 the description once all parts are there."""
-        name, rank = self._name(position), self._ranks.rank
+        name, rank = self.name(copy.position), self._ranks.rank
         count = self._ranks.world if self._tables else 1
         receipts = [f"{name}-part-{number:05d}-of-{count:05d}.json" for number in range(count)]
         rows = {key: held for key, value in tensors.items() if (held := self._rows(key, value))}
@@ -199,8 +214,8 @@ class Saver:
         try:
             parts = (part, *(self._received(folder, number, receipt) for number, receipt in enumerate(receipts) if number))
             description = Description(
-                position=position,
-                best=self._best,
+                position=copy.position,
+                best=copy.best,
                 dataset=self._dataset,
                 config=self._config,
                 world=self._ranks.world,
@@ -231,22 +246,22 @@ class Saver:
                 )
             time.sleep(POLL_SECONDS)
 
-    def _tidy(self, position: Position) -> None:
+    def _tidy(self, copy: _Copy) -> None:
         """Delete what no checkpoint needs that is kept.
 
         What lies further than the checkpoint just written belongs to a training that has been given up for this one; what is
         named after this one and lies further, another rank may be writing.
         """
-        just, best = self._name(position), {self._best}
+        just, apart = self.name(copy.position), set(_named(copy))
         now = step_of(just)
         try:
             kept = [just]
             for name in published(self._folder):
                 if len(kept) < self._keep and step_of(name) < now:
                     with suppress(*MISREAD):
-                        best.add(read_description(self._folder, name).best)
+                        apart.update(_named(read_description(self._folder, name)))
                         kept.append(name)
-            for folder, names in ((self._folder, set(kept)), (self._best_folder, best)):
+            for folder, names in ((self._folder, set(kept)), (self._best_folder, apart)):
                 folder.delete(file for file in folder.files() if not self._is_needed(file, names, now))
         except (OSError, CheckpointError) as error:
             logger.warning("what is no longer needed in %s could not be deleted: %s", self._folder, error)
@@ -254,6 +269,12 @@ class Saver:
     def _is_needed(self, file: str, kept: Collection[str | None], now: tuple[int, int]) -> bool:
         found = NAME.search(file)
         return found is None or found[0] in kept or (found[0].endswith(self._training) and step_of(file) > now)
+
+
+def _named(said: _Copy | Description) -> tuple[str | None, str | None]:
+    """The models that a checkpoint names: the best one, and the one that is being evaluated."""
+    candidate = said.position.candidate
+    return said.best, candidate.name if candidate is not None else None
 
 
 def _deleted(folder: Place, files: Iterable[str]) -> None:

@@ -128,7 +128,10 @@ def _with_settings(base: dict[str, Any], settings: dict[str, Any]) -> TrainConfi
     values: dict[str, Any] = {**base, "tune": None}
     for path, value in settings.items():
         values = with_override(values, path, value)
-    return validate(TrainConfig, values, where="tune.search")
+    config = validate(TrainConfig, values, where="tune.search")
+    if config.training.evaluate_on == "apart":
+        raise ConfigError("training.evaluate_on is apart, but a search takes its decisions at once: set it to ranks")
+    return config
 
 
 def _space(config: TrainConfig, search_config: TuneConfig) -> dict[str, Any]:

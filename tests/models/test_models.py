@@ -23,8 +23,9 @@ from sibra_dist.losses import LOSSES, POOL_LOSSES
 from sibra_dist.models import MODELS, build_model
 from sibra_dist.models.base import Recommender
 from sibra_dist.training.batching import batch_losses, make_batches
-from sibra_dist.training.checkpoint import Position, load_newest, state_of
+from sibra_dist.training.checkpoint import load_newest, state_of
 from sibra_dist.training.config import TrainConfig
+from sibra_dist.training.position import Position
 from sibra_dist.training.ranks import Ranks
 from sibra_dist.training.saver import Saver
 from tests.models.cases import CASES, LONG, TRAINED, TRAINING, WHOLE_USERS, all_scores, build, told_apart, train, with_side_keys

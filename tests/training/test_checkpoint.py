@@ -1,14 +1,17 @@
 """What is found again: the newest checkpoint that is whole, what it holds, and the best model that belongs to it."""
 
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from sibra_dist.data.storage import Place
 from sibra_dist.errors import CheckpointError
-from sibra_dist.training.checkpoint import Position, load_newest, published
+from sibra_dist.training.checkpoint import load_candidate, load_newest, published
+from sibra_dist.training.position import Candidate, Position
 from tests.training.saving import (
     Model,
     best,
@@ -30,6 +33,11 @@ def save(folder: Path, *steps: int, **settings: int) -> None:
     for step in steps:
         saver.save(Position(0, step), state_after(step))
     saver.wait()
+
+
+def model_after(steps: int) -> dict[str, torch.Tensor]:
+    """What is kept of a model apart from checkpoints."""
+    return {name: value for name, value in state_after(steps).items() if name.startswith("model/")}
 
 
 def files(folder: Path, suffix: str) -> list[Path]:
@@ -189,6 +197,74 @@ def test_the_best_model_is_the_one_that_the_newest_checkpoint_names(tmp_path: Pa
     assert found.position.step == 3
     require_equal(found.tensors, {name: value for name, value in state_after(3).items() if name.startswith("model/")})
     assert [name[:24] for name in published(Place.at(tmp_path) / "best")] == ["epoch-0000-step-00000003"]
+
+
+def test_a_candidate_is_kept_while_a_checkpoint_names_it(tmp_path: Path) -> None:
+    """It is written once, told when it can be read, and may become the best when it is judged, as it is."""
+    told: list[tuple[str, int]] = []
+
+    def published_(name: str) -> None:
+        told.append((name, len(published(Place.at(tmp_path) / "checkpoints"))))
+        require_equal(load_candidate(Place.at(tmp_path) / "best", name, "digest").tensors, model_after(int(name[16:24])))
+
+    def kept() -> list[int]:
+        return [int(name[16:24]) for name in reversed(published(Place.at(tmp_path) / "best"))]
+
+    saver = make_saver(tmp_path, keep=2, published=published_)
+    saver.save(Position(0, 1), state_after(1), is_best=True)
+    saver.wait()
+    told.clear()
+    given = Position(0, 2)
+    candidate = Candidate(saver.name(given), 0, 2, 0.5, 7)
+    for step in (2, 2, 3):
+        saver.save(Position(0, step, candidate=candidate), state_after(step))
+    saver.wait()
+    assert told == [(candidate.name, 1)]
+    assert kept() == [1, 2]
+    read = newest(tmp_path)
+    assert read is not None
+    assert read.position.candidate == candidate
+    assert best(tmp_path).position.step == 1  # type: ignore[union-attr]
+
+    saver.best = candidate.name
+    for step in (4, 5):
+        saver.save(Position(0, step), state_after(step))
+    saver.wait()
+    assert kept() == [2]
+    found = best(tmp_path)
+    assert found is not None
+    require_equal(found.tensors, model_after(2))
+
+
+def test_a_candidate_that_is_not_the_best_goes_with_its_last_checkpoint(tmp_path: Path) -> None:
+    saver = make_saver(tmp_path, keep=2)
+    given = Position(0, 2)
+    saver.save(Position(0, 1), state_after(1), is_best=True)
+    saver.save(Position(0, 2, candidate=Candidate(saver.name(given), 0, 2, 0.5, 7)), state_after(2))
+    counts = []
+    for step in (3, 4):
+        saver.save(Position(0, step), state_after(step))
+        saver.wait()
+        counts.append(len(published(Place.at(tmp_path) / "best")))
+    assert counts == [2, 1]
+
+
+def test_a_checkpoint_names_the_best_model_of_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if another is found to be the best while it is written."""
+    go_on = threading.Event()
+    write = Place.write
+
+    def held_up(self: Place, name: str, content: Any) -> None:
+        assert go_on.wait(60)
+        write(self, name, content)
+
+    monkeypatch.setattr(Place, "write", held_up)
+    saver = make_saver(tmp_path, best_name="one")
+    saver.save(Position(0, 1), state_after(1))
+    saver.best = "another"
+    go_on.set()
+    saver.wait()
+    assert newest(tmp_path).best == "one"  # type: ignore[union-attr]
 
 
 def test_no_best_model_is_kept_of_a_training_that_was_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -133,7 +133,7 @@ def steps_of(values: dict[str, Any], folder: Path, after: Callable[[Trainer, int
         trainer._step(parts, step)
         if after is not None:
             after(trainer, step)
-    metrics = trainer._evaluate()
+    metrics = trainer.judge.evaluate(trainer.model, trainer.position)
     shapes, whole, tables = {}, {}, tables_of(trainer.model)
     for name, parameter in trainer.model.named_parameters():
         state = trainer.optimization.optimizer.state[parameter]

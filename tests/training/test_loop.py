@@ -11,9 +11,11 @@ from sibra_dist.data.batches import TrainBatch
 from sibra_dist.data.dataset import Csr, open_dataset
 from sibra_dist.errors import CheckpointError, TrainingError
 from sibra_dist.models.base import StepOutput
+from sibra_dist.training.batching import hardest
 from sibra_dist.training.checkpoint import load_newest
 from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run, read_evaluation
-from sibra_dist.training.loop import Trainer, hardest
+from sibra_dist.training.judging import Judge
+from sibra_dist.training.loop import Trainer
 from sibra_dist.training.progress import Callbacks, Progress
 from sibra_dist.training.reading import Part
 from sibra_dist.training.run_folder import RunFolder
@@ -206,7 +208,7 @@ def test_a_finished_run_is_not_trained_again(planted: Path, tmp_path: Path) -> N
 
 def test_early_stopping_keeps_the_best(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([0.1, 0.3, 0.2, 0.3, 0.9])
-    monkeypatch.setattr(Trainer, "_evaluate", lambda self: {"val/ndcg@10": next(values)})
+    monkeypatch.setattr(Judge, "evaluate", lambda *arguments: {"val/ndcg@10": next(values)})
     position = start(tmp_path / "run", planted, training__patience=2, training__epochs=10).fit()
     assert (position.epoch, position.best_epoch, position.best) == (4, 2, 0.3)
     best = load_newest(tmp_path / "run" / "best", open_dataset(planted).manifest.digest)
@@ -215,7 +217,7 @@ def test_early_stopping_keeps_the_best(planted: Path, tmp_path: Path, monkeypatc
 
 
 def test_without_patience_all_epochs_are_trained(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Trainer, "_evaluate", lambda self: {"val/ndcg@10": -float(self.position.epoch)})
+    monkeypatch.setattr(Judge, "evaluate", lambda self, model, position: {"val/ndcg@10": -float(position.epoch)})
     assert start(tmp_path / "run", planted, training__patience=-1, training__epochs=5).fit().epoch == 5
 
 

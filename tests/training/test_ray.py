@@ -21,8 +21,8 @@ from sibra_dist.config import load_config, to_yaml
 from sibra_dist.data.dataset import open_dataset
 from sibra_dist.data.storage import Place
 from sibra_dist.errors import CheckpointError, ConfigError, TrainingError
-from sibra_dist.training import ray_train
-from sibra_dist.training.checkpoint import load_newest
+from sibra_dist.training import ray_train, ray_validation
+from sibra_dist.training.checkpoint import load_best, load_newest
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run, read_evaluation
 from sibra_dist.training.launch import Workers
@@ -31,6 +31,7 @@ from sibra_dist.training.progress import Callbacks, Progress
 from sibra_dist.training.ray_train import evaluate_on_ray, start_ray, train_on_ray
 from sibra_dist.training.run_folder import RunFolder
 from sibra_dist.training.tune import search
+from sibra_dist.training.validation import CandidateEvaluator, Found
 from tests.training.conftest import make_config
 
 ROOT = Path(__file__).parents[2]
@@ -106,6 +107,47 @@ def test_evaluation_is_the_same_with_and_without_ray(planted: Path, tmp_path: Pa
     run.evaluation("test").delete_all()
     evaluate_on_ray(run, config, EvaluationRequest(), 2)
     assert read_evaluation(run, EvaluationRequest()) == alone
+
+
+@pytest.mark.usefixtures("cluster")
+def test_evaluation_apart_from_workers_is_as_on_them(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when what evaluates is killed at its first candidate."""
+    marker = tmp_path / "killed"
+
+    class Deadly(CandidateEvaluator):
+        def evaluate(self, name: str) -> Found:
+            if not marker.exists():
+                marker.write_text(name)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().evaluate(name)
+
+    monkeypatch.setattr(ray_validation, "CandidateEvaluator", Deadly)
+    runs = []
+    for on in ("ranks", "apart"):
+        config = make_config(planted, training__evaluate_on=on, training__epochs=3, training__evaluate_every_steps=6)
+        runs.append(make_run(tmp_path / on, config))
+        train_on_ray(runs[-1], config, Workers(2, 2))
+    assert marker.read_text().startswith("epoch-0000-step-00000006-")
+    kept = [
+        [{key: value for key, value in line.items() if key not in ("examples_per_second", "memory")} for line in run.metrics()]
+        for run in runs
+    ]
+    assert [line["steps"] for line in kept[1]] == [6, 12, 18, 24]
+    assert kept[1] == kept[0]
+    digest = open_dataset(planted).manifest.digest
+    expected, found = (load_best(run.checkpoints, run.best, digest) for run in runs)
+    assert expected is not None
+    assert found is not None
+    for name, tensor in expected.tensors.items():
+        assert torch.equal(found.tensors[name], tensor), name
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_cluster_without_room_for_evaluation_apart_is_told_at_once(planted: Path, tmp_path: Path) -> None:
+    config = make_config(planted, training__evaluate_on="apart")
+    processors = int(ray.cluster_resources()["CPU"])
+    with pytest.raises(TrainingError, match=rf"^{processors + 1} CPUs are wanted, but the cluster has {processors}: "):
+        train_on_ray(make_run(tmp_path / "run", config), config, Workers(processors, processors))
 
 
 @pytest.mark.usefixtures("cluster")
@@ -225,6 +267,7 @@ def test_a_search_finds_the_better_setting(planted: Path, tmp_path: Path, worker
         ),
         ({"search": {"training.learning_rate": {"choice": [-1]}}}, "training.learning_rate: input should be greater than 0"),
         ({"search": {"seed": {"uniform": [0, 1]}}, "method": "grid"}, "a grid needs a list of choices"),
+        ({"search": {"training.evaluate_on": {"choice": ["ranks", "apart"]}}}, "a search takes its decisions at once"),
     ],
 )
 def test_a_search_that_cannot_be_is_told_before_it_starts(planted: Path, tmp_path: Path, tune: Any, message: str) -> None:

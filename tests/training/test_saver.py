@@ -14,8 +14,9 @@ import torch
 from sibra_dist.data.storage import Place
 from sibra_dist.errors import CheckpointError
 from sibra_dist.training import saver as saving
-from sibra_dist.training.checkpoint import Position, published, state_of
+from sibra_dist.training.checkpoint import published, state_of
 from sibra_dist.training.parts import Part
+from sibra_dist.training.position import Position
 from sibra_dist.training.ranks import Ranks
 from tests.training.saving import (
     ThreadRanks,
@@ -291,7 +292,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from tests.training.saving import make_saver, state_after
-from sibra_dist.training.checkpoint import Position
+from sibra_dist.training.position import Position
 
 folder, states = Path(sys.argv[1]), [state_after(step) for step in range(3)]
 for stage in range(1000):
