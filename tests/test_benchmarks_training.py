@@ -62,9 +62,9 @@ class Both:
         """Parameters and running statistics of ours, and those of the dense one."""
         users, items = self.ours.users.encoders["interactions"], self.ours.items.encoders
         pairs = [
-            (users.weight, self.dense.user_interactions.weight),
+            (users.table.weight, self.dense.user_interactions.weight),
             (users.bias, self.dense.user_interactions.bias),
-            (items["interactions"].weight, self.dense.item_interactions.weight),
+            (items["interactions"].table.weight, self.dense.item_interactions.weight),
             (items["interactions"].bias, self.dense.item_interactions.bias),
             (cast(nn.Embedding, items["tags"].embedding).weight, self.dense.item_tags.weight),
             (cast(nn.Linear, items["cover"].linear).weight, self.dense.item_vector.weight),

