@@ -222,7 +222,14 @@ def results(**changes: Any) -> dict[str, Any]:
     found = trend(life([100.0] * 40))
     assert found is not None
     memory = {"disturbed": [], "undisturbed": [vars(found) | {"flat": True}]}
-    outcome = {"filled_at": [0, 5], "kept": [0, 5], "went_on_to": None, "message": "error: full", "comparison": compared}
+    outcome: dict[str, Any] = {
+        "comparison": compared,
+        "filled_at": [0, 5],
+        "kept": [0, 5],
+        "went_on_to": None,
+        "message": "error: full",
+        "warned": True,
+    }
     whole: dict[str, Any] = {
         "kills": {
             **{"minutes": 30.0, "kill_every": 180.0, "workers": 2, "epochs": 2, "steps": 100, "steps_per_epoch": 50},
@@ -257,6 +264,7 @@ def test_what_is_not_as_it_should_be_is_told() -> None:
         ({"leak__flat": False}, "memory of one process rose"),
         ({"disk__full__exit_code": 1}, "exit code 1, not 2"),
         ({"disk__freed__exit_code": 2}, "exit code 2, not 0"),
+        ({"disk__freed__warned": False}, "nobody was told"),
     ):
         (fault,) = faults(results(**changes))
         assert said in fault
