@@ -4,7 +4,8 @@
 
 `kills`: two trainings of the same at the same time, of which one loses a worker to SIGKILL at a random moment of every
 `--kill-every` seconds. They must end alike, bit for bit. The memory of all their processes is sampled on the way. `leak`:
-memory of a training in one process, `workers` of one on workers, in many small steps. `disk`: two trainings on a file system that fills up on the way.
+memory of a training in one process; `workers`: on Ray workers, in many small steps. `disk`: two trainings on a file system that
+fills up on the way.
 
 What a part found is kept in the work folder, and not found again. The command ends with 1 if anything was not as it should be.
 """
