@@ -143,7 +143,8 @@ class Soak:
                     goes_on(training, disk, steps) if name == "freed" else ends(training, disk, self.steps_per_epoch)
                 )
                 compared: Comparison = compare(disk / "run", self.work / "reference")
-                found[name] = asdict(outcome) | {"comparison": asdict(compared)}
+                message = outcome.message.replace(f"{self.work}/", "")
+                found[name] = asdict(outcome) | {"message": message, "comparison": asdict(compared)}
         return found
 
     def _epochs_that_last(self) -> int:
