@@ -222,7 +222,14 @@ def results(**changes: Any) -> dict[str, Any]:
     found = trend(life([100.0] * 40))
     assert found is not None
     memory = {"disturbed": [], "undisturbed": [vars(found) | {"flat": True}]}
-    outcome = {"filled_at": [0, 5], "kept": [0, 5], "went_on_to": None, "message": "error: full", "comparison": compared}
+    outcome: dict[str, Any] = {
+        "comparison": compared,
+        "filled_at": [0, 5],
+        "kept": [0, 5],
+        "went_on_to": None,
+        "message": "error: full",
+        "warned": True,
+    }
     whole: dict[str, Any] = {
         "kills": {
             **{"minutes": 30.0, "kill_every": 180.0, "workers": 2, "epochs": 2, "steps": 100, "steps_per_epoch": 50},
@@ -231,6 +238,7 @@ def results(**changes: Any) -> dict[str, Any]:
             "machine": machine,
         },
         "leak": growth(life([100.0] * 500)) | {"machine": machine},
+        "workers": {"steps": 5000, "memory": {"many small steps": memory["undisturbed"]}, "machine": machine},
         "disk": {"freed": outcome | {"exit_code": 0}, "full": outcome | {"exit_code": 2}, "machine": machine},
     }
     whole = json.loads(json.dumps(whole))  # so that no two of its parts are one
@@ -254,9 +262,11 @@ def test_what_is_not_as_it_should_be_is_told() -> None:
         ({"kills__kills": []}, "no worker was killed"),
         ({"kills__kills__0__resumed": [0, 49]}, "before its checkpoint"),
         ({"kills__memory__undisturbed__0__flat": False}, "memory of a worker rose"),
+        ({"workers__memory__many small steps__0__flat": False}, "many small steps: memory of a worker rose"),
         ({"leak__flat": False}, "memory of one process rose"),
         ({"disk__full__exit_code": 1}, "exit code 1, not 2"),
         ({"disk__freed__exit_code": 2}, "exit code 2, not 0"),
+        ({"disk__freed__warned": False}, "nobody was told"),
     ):
         (fault,) = faults(results(**changes))
         assert said in fault

@@ -35,7 +35,7 @@ ROOMS = {
 }
 ENGINES = {
     "pyspark": ("etl",),
-    "ray": ("training.ray_train", "training.ray_validation", "training.tune", "cli"),
+    "ray": ("training.ray_train", "training.ray_messages", "training.ray_validation", "training.tune", "cli"),
 }
 
 

@@ -20,26 +20,24 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.experimental import internal_kv
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from sibra_dist.config import to_plain, validate
 from sibra_dist.data.dataset import open_dataset
 from sibra_dist.data.storage import filesystem
-from sibra_dist.errors import SibraError, TrainingError, TrainingStopped
+from sibra_dist.errors import TrainingError
 from sibra_dist.training.config import TrainConfig, TrainingConfig
 from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run
 from sibra_dist.training.launch import Workers
 from sibra_dist.training.loop import Trainer
 from sibra_dist.training.progress import Callbacks, Progress
+from sibra_dist.training.ray_messages import Messages
 from sibra_dist.training.ray_validation import ActorValidator, evaluator
 from sibra_dist.training.run_folder import RunFolder
 from sibra_dist.training.stopping import StopRequest, on_sigterm
 
 POLL_SECONDS = 0.5
-NAMESPACE = "sibra-dist"
-"""Of the cluster's own store, by way of which errors reach the driver: the disk of the run may be what they are about."""
 REMOTE_SECONDS = 5.0
 """Between two tellings of progress in an object store, for which training waits."""
 
@@ -135,7 +133,8 @@ def _run(
 ) -> None:
     use_gpu = uses_gpu(config, workers.least)
     require("GPU" if use_gpu else "CPU", workers.least)
-    _recorded(run)
+    messages = Messages(str(run.place))
+    messages.forget()
     # By name, as the types that Ray states are those of its former interface.
     scaling: dict[str, Any] = {"num_workers": workers.least, "use_gpu": use_gpu}
     if workers.most > workers.least:
@@ -157,54 +156,19 @@ def _run(
         ),
     )
     try:
-        trainer.fit()
+        with messages.hearing(POLL_SECONDS):
+            trainer.fit()
     except ray.train.TrainingFailedError as error:
-        _raise_recorded(run)
+        messages.raise_error()
         reason = " ".join(str(error).split())[-500:]
         remedy = f"Continue the run with `sibra-dist train --resume {run.name}`"
         raise TrainingError(f"the workers failed: {reason}. {remedy}") from error
-    _raise_recorded(run)
-
-
-@contextmanager
-def _recording_errors(run: RunFolder) -> Iterator[bool]:
-    """On a worker: an error that does not go by itself is recorded for the driver, and not tried again.
-
-    Yields False when an earlier attempt has already recorded one.
-    """
-    try:
-        yield not internal_kv._internal_kv_exists(_error_key(run), namespace=NAMESPACE)
-    except SibraError as error:
-        if not error.passing:
-            told = json.dumps({"kind": type(error).__name__, "message": str(error)})
-            internal_kv._internal_kv_put(_error_key(run), told, namespace=NAMESPACE)
-        # All ranks stop in the same step: they are done, and none has to be started again.
-        if not isinstance(error, TrainingStopped):
-            raise
-
-
-def _raise_recorded(run: RunFolder) -> None:
-    recorded = _recorded(run)
-    if recorded is not None:
-        kinds = {kind.__name__: kind for kind in SibraError.__subclasses__()}
-        raise kinds.get(recorded["kind"], SibraError)(recorded["message"])
-
-
-def _recorded(run: RunFolder) -> dict[str, str] | None:
-    """The error that workers have recorded, which is then forgotten."""
-    key = _error_key(run)
-    told = internal_kv._internal_kv_get(key, namespace=NAMESPACE)
-    internal_kv._internal_kv_del(key, namespace=NAMESPACE)
-    return None if told is None else dict(json.loads(told))
-
-
-def _error_key(run: RunFolder) -> str:
-    return f"error {run.place}"
+    messages.raise_error()
 
 
 def _train_worker(payload: dict[str, Any]) -> None:
     run = RunFolder(payload["run"])
-    with _recording_errors(run) as may_start:
+    with Messages(str(run.place)).sending() as may_start:
         if not may_start:
             return
         config = validate(TrainConfig, payload["config"], where=run.name)
@@ -239,7 +203,7 @@ def _leaving() -> bool:
 
 def _evaluate_worker(payload: dict[str, Any]) -> None:
     run = RunFolder(payload["run"])
-    with _recording_errors(run) as may_start:
+    with Messages(str(run.place)).sending() as may_start:
         if may_start:
             evaluate_run(run, EvaluationRequest(**payload["request"]), _device())
 

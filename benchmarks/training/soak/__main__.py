@@ -4,7 +4,8 @@
 
 `kills`: two trainings of the same at the same time, of which one loses a worker to SIGKILL at a random moment of every
 `--kill-every` seconds. They must end alike, bit for bit. The memory of all their processes is sampled on the way. `leak`:
-memory of a training in one process. `disk`: two trainings on a file system that fills up on the way.
+memory of a training in one process; `workers`: on Ray workers, in many small steps. `disk`: two trainings on a file system that
+fills up on the way.
 
 What a part found is kept in the work folder, and not found again. The command ends with 1 if anything was not as it should be.
 """
@@ -46,6 +47,8 @@ SETTINGS = (
 RECOVERY_SECONDS = 30.0
 """What a kill is taken to cost when the number of epochs is chosen"""
 LEAK_STEPS, LEAK_BATCH = 5000, 128
+WORKERS_BATCH, WORKERS_EVALUATE = 32, 500
+"""Of many small steps on workers, and the steps between two evaluations"""
 DISK_EPOCHS, DISK_BATCH, DISK_EVERY_STEPS = 2, 2048, 10
 RECORDED = Path(__file__).parent / "results.json"
 
@@ -81,8 +84,7 @@ class Soak:
                 self._halted.set()
                 raise
         for name, course in courses.items():
-            lines = (json.dumps(asdict(one)) for one in course.samples)
-            (self.work / f"{name}-samples.jsonl").write_text("\n".join(lines))
+            self._keep_samples(name, course)
         compared = compare(self.work / "disturbed", self.work / "undisturbed")
         return {
             "minutes": self.minutes,
@@ -114,6 +116,17 @@ class Soak:
         found: dict[str, Any] = json.loads(result.read_text())
         return found
 
+    def workers_leak(self) -> dict[str, Any]:
+        """Memory of workers in many small steps, with checkpoints and evaluations."""
+        settings = [
+            *self._settings(1),
+            *(f"training.batch_size={WORKERS_BATCH}", f"training.evaluate_every_steps={WORKERS_EVALUATE}"),
+        ]
+        course = self._train("many-steps", settings)
+        self._keep_samples("many-steps", course)
+        found = [asdict(found) | {"flat": found.is_flat} for found in trends(course.samples)]
+        return {"steps": -(-self.positives // WORKERS_BATCH), "memory": {"many small steps": found}}
+
     def disk(self) -> dict[str, Any]:
         """Two trainings on a file system that fills up."""
         settings = [
@@ -130,7 +143,8 @@ class Soak:
                     goes_on(training, disk, steps) if name == "freed" else ends(training, disk, self.steps_per_epoch)
                 )
                 compared: Comparison = compare(disk / "run", self.work / "reference")
-                found[name] = asdict(outcome) | {"comparison": asdict(compared)}
+                message = outcome.message.replace(f"{self.work}/", "")
+                found[name] = asdict(outcome) | {"message": message, "comparison": asdict(compared)}
         return found
 
     def _epochs_that_last(self) -> int:
@@ -153,6 +167,10 @@ class Soak:
         log.unlink(missing_ok=True)
         return Training(run, [RECIPE, *settings], self.workers, log)
 
+    def _keep_samples(self, name: str, course: Course) -> None:
+        lines = (json.dumps(asdict(one)) for one in course.samples)
+        (self.work / f"{name}-samples.jsonl").write_text("\n".join(lines))
+
     def _settings(self, epochs: int) -> list[str]:
         return [f"dataset={self.dataset}", *SETTINGS, f"training.epochs={epochs}", f"seed={self.seed}"]
 
@@ -162,7 +180,7 @@ class Soak:
         return folder
 
 
-PARTS = {"kills": Soak.kills, "leak": Soak.leak, "disk": Soak.disk}
+PARTS = {"kills": Soak.kills, "leak": Soak.leak, "workers": Soak.workers_leak, "disk": Soak.disk}
 
 
 def main() -> None:

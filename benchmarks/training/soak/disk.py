@@ -36,6 +36,8 @@ class Outcome:
     """Of the driver, where the disk stayed full until it ended"""
     message: str
     """What it said last"""
+    warned: bool
+    """Whether it said that a checkpoint could not be written"""
 
 
 @contextmanager
@@ -86,7 +88,7 @@ def goes_on(training: Training, disk: Path, steps: int) -> Outcome:
         process.wait(PATIENCE)
     finally:
         _end(process)
-    return Outcome(filled_at, kept, went_on_to, process.returncode, _last_line(training.log))
+    return Outcome(filled_at, kept, went_on_to, process.returncode, *_said(training.log))
 
 
 def ends(training: Training, disk: Path, steps_per_epoch: int) -> Outcome:
@@ -97,12 +99,12 @@ def ends(training: Training, disk: Path, steps_per_epoch: int) -> Outcome:
         with full(disk, 0):
             filled_at = training.told() or (0, 0)
             process.wait(PATIENCE)
-            message = _last_line(training.log)
+            said = _said(training.log)
             kept = _readable(training)
     finally:
         _end(process)
     follow(training, steps_per_epoch)
-    return Outcome(filled_at, kept, None, process.returncode, message)
+    return Outcome(filled_at, kept, None, process.returncode, *said)
 
 
 def _readable(training: Training) -> At:
@@ -132,6 +134,8 @@ def _free(folder: Path) -> int:
     return status.f_bavail * status.f_frsize
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines()
-    return lines[-1] if lines else ""
+def _said(log: Path) -> tuple[str, bool]:
+    """The last line, and whether there is a warning of a checkpoint."""
+    text = log.read_text(errors="replace")
+    # A console breaks lines.
+    return (text.splitlines() or [""])[-1], "could not be written" in " ".join(text.split())

@@ -8,7 +8,7 @@ from typing import Any
 def markdown(results: dict[str, Any]) -> str:
     """All tables of the parts that there are results of."""
     parts = ["# Soak"]
-    shown = {"kills": _kills, "leak": _leak, "disk": _disk}
+    shown = {"kills": _kills, "leak": _leak, "workers": _workers, "disk": _disk}
     for name, show in shown.items():
         if name in results:
             parts += [show(results[name]), _machine(results[name]["machine"])]
@@ -42,7 +42,8 @@ def _faults(results: dict[str, Any]) -> Iterator[str]:
         for number, kill in enumerate(found["kills"], 1):
             if kill["resumed"] is not None and kill["checkpoint"] is not None and kill["resumed"] < kill["checkpoint"]:
                 yield f"after kill {number} training went on from {kill['resumed']}, before its checkpoint {kill['checkpoint']}"
-        for name, trends in found["memory"].items():
+    for part in ("kills", "workers"):
+        for name, trends in results.get(part, {"memory": {}})["memory"].items():
             for trend in trends:
                 if not trend["flat"]:
                     yield f"{name}: memory of a {trend['role']} rose by {trend['rise']:.1f} MiB in {trend['steps']} steps"
@@ -52,6 +53,8 @@ def _faults(results: dict[str, Any]) -> Iterator[str]:
         if name == "machine":
             continue
         yield from (f"the disk that was {name}: {difference}" for difference in outcome["comparison"]["differences"])
+        if not outcome["warned"]:
+            yield f"the disk that was {name}: nobody was told"
         expected = 0 if name == "freed" else 2
         if outcome["exit_code"] != expected:
             yield f"the disk that was {name}: exit code {outcome['exit_code']}, not {expected}"
@@ -157,6 +160,10 @@ def _leak(found: dict[str, Any]) -> str:
         f"1000 steps: {'flat' if found['flat'] else 'NOT FLAT'}."
     )
     return "\n\n".join(["## Memory of one process", _table(("after steps", "RSS, MiB", "private, MiB"), rows), line])
+
+
+def _workers(found: dict[str, Any]) -> str:
+    return "\n\n".join([f"## Memory of workers in {found['steps']:,} small steps", _memory(found["memory"])])
 
 
 def _disk(found: dict[str, Any]) -> str:
