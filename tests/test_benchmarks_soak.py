@@ -1,6 +1,7 @@
 """The soak's parts: whom it kills, what it calls flat and the same, how it follows a driver. All of it takes half an hour."""
 
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -77,7 +78,9 @@ def test_a_moment_is_drawn_in_each_stretch() -> None:
 
 def test_memory_of_a_process_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     before = sample(os.getpid(), "alone", 0.0, 0)
-    block = bytearray(b"x") * (64 << 20)
+    block = mmap.mmap(-1, 64 << 20)  # of its own: the heap may have as much to give
+    for page in range(0, len(block), mmap.PAGESIZE):
+        block[page] = 1
     after = sample(os.getpid(), "alone", 1.0, 1)
     assert before is not None
     assert after is not None
