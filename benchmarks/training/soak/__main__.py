@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -67,7 +68,7 @@ class Soak:
         self.dataset = self.work / "dataset"
         sibra_dist("synthesize", *SIZES, "--to", str(self.dataset), log=self.work / "synthesize.log")
         self.positives: int = Manifest.read(self.dataset).counts.train
-        self.steps_per_epoch: int = -(-self.positives // BATCH)
+        self.steps_per_epoch = self._steps(BATCH)
 
     def kills(self) -> dict[str, Any]:
         """The disturbed training beside the undisturbed one."""
@@ -122,10 +123,10 @@ class Soak:
             *self._settings(1),
             *(f"training.batch_size={WORKERS_BATCH}", f"training.evaluate_every_steps={WORKERS_EVALUATE}"),
         ]
-        course = self._train("many-steps", settings)
+        course = self._train("many-steps", settings, batch=WORKERS_BATCH)
         self._keep_samples("many-steps", course)
         found = [asdict(found) | {"flat": found.is_flat} for found in trends(course.samples)]
-        return {"steps": -(-self.positives // WORKERS_BATCH), "memory": {"many small steps": found}}
+        return {"steps": self._steps(WORKERS_BATCH), "memory": {"many small steps": found}}
 
     def disk(self) -> dict[str, Any]:
         """Two trainings on a file system that fills up."""
@@ -133,14 +134,14 @@ class Soak:
             *self._settings(DISK_EPOCHS),
             *(f"training.batch_size={DISK_BATCH}", f"training.checkpoint_every={DISK_EVERY_STEPS}"),
         ]
-        self._train("reference", settings)
+        self._train("reference", settings, batch=DISK_BATCH)
         disk, found = self.work / "disk", {}
         for name in ("freed", "full"):
             with small_file_system(disk):
                 training = self._training(disk / "run", name, settings)
                 steps = 3 * DISK_EVERY_STEPS
                 outcome: Outcome = (
-                    goes_on(training, disk, steps) if name == "freed" else ends(training, disk, self.steps_per_epoch)
+                    goes_on(training, disk, steps) if name == "freed" else ends(training, disk, self._steps(DISK_BATCH))
                 )
                 compared: Comparison = compare(disk / "run", self.work / "reference")
                 message = outcome.message.replace(f"{self.work}/", "")
@@ -158,14 +159,18 @@ class Soak:
         seconds = 60 * self.minutes * max(1 - RECOVERY_SECONDS / self.kill_every, 0.1)
         return max(int(seconds * min(rates) / self.positives), 1)
 
-    def _train(self, name: str, settings: list[str], kills: list[float] | None = None) -> Course:
+    def _train(self, name: str, settings: list[str], kills: Sequence[float] = (), batch: int = BATCH) -> Course:
         training = self._training(self._new(name), name, settings)
-        return follow(training, self.steps_per_epoch, kills or (), self.seed, self._halted)
+        return follow(training, self._steps(batch), kills, self.seed, self._halted)
 
     def _training(self, run: Path, name: str, settings: list[str]) -> Training:
         log = self.work / f"{name}.log"
         log.unlink(missing_ok=True)
         return Training(run, [RECIPE, *settings], self.workers, log)
+
+    def _steps(self, batch: int) -> int:
+        """Of an epoch."""
+        return -(-self.positives // batch)
 
     def _keep_samples(self, name: str, course: Course) -> None:
         lines = (json.dumps(asdict(one)) for one in course.samples)
