@@ -78,7 +78,8 @@ def test_a_moment_is_drawn_in_each_stretch() -> None:
 
 def test_memory_of_a_process_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     before = sample(os.getpid(), "alone", 0.0, 0)
-    block = mmap.mmap(-1, 64 << 20)  # of its own: the heap may have as much to give
+    # Its own pages: the heap may have as much to give.
+    block = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     for page in range(0, len(block), mmap.PAGESIZE):
         block[page] = 1
     after = sample(os.getpid(), "alone", 1.0, 1)
