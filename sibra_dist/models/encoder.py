@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from sibra_dist.config import Config
 from sibra_dist.data.user_batches import Shown
-from sibra_dist.models.histories import Weighting
 from sibra_dist.models.linear import Initialization, UnitLength, initialize_linear
+from sibra_dist.models.weighting import Weighting
 
 
 class EncoderConfig(Config):
@@ -34,7 +34,7 @@ class EncoderConfig(Config):
     input_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability of zeroing an element of the input in training. For numbers and vectors only."""
     weighting: Weighting = "binary"
-    """What an interaction counts: see `sibra_dist.models.histories.weigh`. For interactions only."""
+    """What an interaction counts: see `sibra_dist.models.weighting.weigh`. For interactions only."""
     max_history: Annotated[int, Field(ge=1)] | None = None
     """Interactions of an entity that a training step reads at most, drawn anew in each step; their sum is scaled so that
     that of all is its expected value. Evaluation reads all. For interactions only."""

@@ -10,9 +10,10 @@ from sibra_dist.data.batches import SHOWN, stream
 from sibra_dist.data.dataset import Entities
 from sibra_dist.data.user_batches import Shown
 from sibra_dist.models.encoder import Encoder, EncoderConfig, layers
-from sibra_dist.models.histories import Bags, Whole, weigh
+from sibra_dist.models.histories import Bags, Whole
 from sibra_dist.models.linear import initialize_bias, weight_bound
 from sibra_dist.models.tables import Lookup, Table
+from sibra_dist.models.weighting import weigh
 
 
 class LeftOut(NamedTuple):

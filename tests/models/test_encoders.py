@@ -20,8 +20,8 @@ from sibra_dist.errors import ConfigError
 from sibra_dist.models import histories
 from sibra_dist.models.encoder import Encoder, EncoderConfig
 from sibra_dist.models.encoders import build_encoder, presence
-from sibra_dist.models.histories import Weighting
 from sibra_dist.models.interactions import InteractionsEncoder
+from sibra_dist.models.weighting import Weighting
 
 KINDS = ("interactions", "id", "club", "tags", "numbers", "cover")
 LAYERS = (
