@@ -55,9 +55,8 @@ def train(
         if bounds.most and ranks.world > 1:
             raise ConfigError("--workers starts workers with Ray, and these processes were started already: leave it out")
         run = ranks.agree(run)
-        if resume is None and ranks.leads:
-            run.create(settings, dataset)
-        ranks.wait()
+        if resume is None:
+            ranks.alone(lambda: run.create(settings, dataset))
         with progress_bar() if ranks.leads else nullcontext(lambda progress: None) as show:
             if bounds.most:
                 from sibra_dist.training.ray_train import train_on_ray

@@ -80,6 +80,8 @@ class TrainingConfig(Config):
     """Evaluations in a row without a better one after which training stops; -1 or 0: never."""
     checkpoint_every: int = -1
     """Steps between two checkpoints; -1: only at the end of each epoch."""
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 10.0
+    """Minutes without a checkpoint after which one is written, wherever training is; 0: never for that reason."""
     keep_checkpoints: Positive = 2
     """Newest checkpoints that are kept, besides the best."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -83,8 +83,8 @@ class Judge:
         self.latest = candidate.steps, value
         line = candidate.line(found)
         peak = highest(self._ranks.gather(peak_memory(self._device)))
-        if self._ranks.leads:
-            self._run.record({**line, "examples_per_second": candidate.examples_per_second, "memory": peak})
+        recorded = {**line, "examples_per_second": candidate.examples_per_second, "memory": peak}
+        self._ranks.alone(lambda: self._run.record(recorded))
         judged = position.judged(value, self._config.training.patience)
         if judged.evaluations_since_best == 0:
             self._saver.best = candidate.name

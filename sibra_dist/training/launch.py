@@ -23,6 +23,8 @@ from sibra_dist.training.ranks import Ranks
 from sibra_dist.training.run_folder import RunFolder
 from sibra_dist.training.stopping import StopRequest, on_sigterm
 
+LOCAL_SECONDS, REMOTE_SECONDS = 1.0, 10.0
+"""Between two looks for a file on a disk, and in an object store."""
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -63,10 +65,17 @@ def train_here(
     Raises:
         SibraError: see `Trainer`.
     """
-    stop = StopRequest(run.stop.exists)
+    stop = stop_request(run)
     run.stop.unlink()
     with on_sigterm(stop.ask):
         Trainer(config, dataset, run, Callbacks(progress=progress), profile=profile, stop=stop).fit()
+
+
+def stop_request(run: RunFolder) -> StopRequest:
+    """That of this process, which is one of those that train a run: the first looks for the run's file `stop`."""
+    if not Ranks.current().leads:
+        return StopRequest()
+    return StopRequest(run.stop.exists, LOCAL_SECONDS if run.place.is_local else REMOTE_SECONDS)
 
 
 def launched() -> bool:

@@ -6,7 +6,7 @@ function of (seed, epoch, step), so a run that resumes from a checkpoint sees ju
 
 import logging
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from typing import NoReturn
 
@@ -115,7 +115,8 @@ class Trainer:
         self.judge = Judge(config, *shared, self.saver, self.profile, self.validator)
         self._meter = Meter(self.config.batch_size)
         self._wondered = time.monotonic()
-        self._leaving = False
+        self._leaving: frozenset[str] = frozenset()
+        self._saved = time.monotonic()
 
     def fit(self) -> Position:
         """Train until the epochs are done or early stopping says so.
@@ -170,7 +171,7 @@ class Trainer:
                 self._step(next(steps), step)
                 if self.profile is not None:
                     self.profile.after_step(is_last)
-                looks = (step + 1) % LOOKING_STEPS[self.device.type] == 0
+                looks = is_last or (step + 1) % LOOKING_STEPS[self.device.type] == 0
                 if looks:
                     self._require_finite()
                 if self.callbacks.stepped is not None:
@@ -202,8 +203,8 @@ class Trainer:
         with phase("communicate"):
             self.whereabouts.note("communicate", self.position.epoch, step)
             loss = torch.stack(of_parts).sum()
-            asked = loss.new_zeros(2)
-            for number, asks in enumerate((bool(self.stop), self._wonders())):
+            asked = loss.new_zeros(3)
+            for number, asks in enumerate((bool(self.stop), self._wonders(), self._is_late())):
                 if asks:  # a copy from main memory in every step would wait for the device
                     asked[number] = 1
             values = self.ranks.reduce_step(self.model, torch.cat([loss[None], asked]))
@@ -219,16 +220,22 @@ class Trainer:
         """Whether this rank finds that it is time to ask whether a machine is about to be taken away."""
         return self.callbacks.leaving is not None and self.ranks.leads and time.monotonic() - self._wondered > LEAVING_SECONDS
 
+    def _is_late(self) -> bool:
+        """Whether this rank finds that it is time for a checkpoint."""
+        minutes = (time.monotonic() - self._saved) / 60
+        return self.ranks.leads and 0 < self.config.checkpoint_minutes < minutes
+
     def _heed(self) -> None:
         """Do what any rank was asked to do, on all of them."""
-        stopping, wondering = self._asked.tolist()
+        stopping, wondering, late = self._asked.tolist()
         if stopping:
             self._stop()
         if wondering and self.callbacks.leaving is not None:
             self._wondered = time.monotonic()
-            was_leaving, self._leaving = self._leaving, self.callbacks.leaving()
-            if self._leaving and not was_leaving:
-                self._save_checkpoint()
+            known, self._leaving = self._leaving, self.callbacks.leaving()
+            late = late or bool(self._leaving - known)
+        if late:
+            self._save_checkpoint()
 
     def _losses(self, part: Part) -> Tensor:
         """The losses of the examples of a part, float32 [B]."""
@@ -339,6 +346,7 @@ class Trainer:
         """Begin to write what is needed to continue from here, and the model apart if it is the best."""
         if self.epochs:
             self._require_finite()
+        self._saved = time.monotonic()
         with phase("checkpoint"):
             self.whereabouts.note("checkpoint", self.position.epoch, self.position.step)
             state = state_of(self.model)
@@ -350,7 +358,8 @@ class Trainer:
         self._save_checkpoint(is_last=True)
         self.saver.wait()
         if self.ranks.leads:
-            self.run.stop.unlink()
+            with suppress(OSError):  # else it is when the run goes on
+                self.run.stop.unlink()
         raise TrainingStopped(
             f"training was asked to stop and has stopped after step {self.position.step} of epoch {self.position.epoch}. "
             f"Continue it with `sibra-dist train --resume {self.run.name}`"

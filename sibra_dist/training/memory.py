@@ -3,6 +3,7 @@
 import resource
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,12 +26,14 @@ class Memory(NamedTuple):
 
 def memory() -> Memory:
     """Of this process, now."""
-    try:
+    found: dict[str, int] = {}
+    with suppress(OSError):
         lines = [line.split() for line in STATUS.read_text().splitlines()]
-    except OSError:
+        found = {_FIELDS[line[0][:-1]]: int(line[1]) * 1024 for line in lines if line and line[0][:-1] in _FIELDS}
+    if len(found) < len(_FIELDS):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         return Memory(peak, 0, peak)
-    return Memory(**{_FIELDS[line[0][:-1]]: int(line[1]) * 1024 for line in lines if line[0][:-1] in _FIELDS})
+    return Memory(**found)
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:

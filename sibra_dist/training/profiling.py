@@ -9,6 +9,7 @@ While a profile is taken nothing is read ahead, so that phases follow each other
 """
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from sibra_dist.data.storage import Place
 from sibra_dist.phases import Spans
+
+logger = logging.getLogger("sibra_dist")
 
 WARM_UP, PROFILED = 5, 20
 """Steps that pass before a profile begins, and that it takes at most, all within an epoch."""
@@ -78,10 +81,16 @@ class TrainingProfile:
         with TemporaryDirectory(prefix="sibra-dist-") as folder:  # of this machine, where the run's folder may not be
             file = Path(folder) / f"{name}.trace.json"
             trace.export_chrome_trace(str(file))
-            self._folder.write(file.name, file.read_bytes())
+            self._keep(file.name, file.read_bytes())
 
     def _write(self) -> None:
-        self._folder.write(RESULT, json.dumps(self._result, indent=2).encode() + b"\n")
+        self._keep(RESULT, json.dumps(self._result, indent=2).encode() + b"\n")
+
+    def _keep(self, name: str, content: bytes) -> None:
+        try:
+            self._folder.write(name, content)
+        except OSError as error:  # no reason to stop
+            logger.warning("%s could not be written: %s", self._folder / name, error)
 
 
 def read_profile(folder: Place) -> dict[str, Any]:

@@ -33,9 +33,9 @@ class Callbacks:
 
     progress: Callable[[Progress], None] = lambda progress: None
     evaluated: Callable[[dict[str, float]], None] = lambda metrics: None
-    leaving: Callable[[], bool] | None = None
-    """Asked of all ranks after the same step, about once a second: whether a machine is about to be taken away. When first it
-    is, a checkpoint is written at once, and training goes on."""
+    leaving: Callable[[], frozenset[str]] | None = None
+    """Asked of all ranks after the same step, about once a second: which machines are about to be taken away. When there is a
+    new one, a checkpoint is written at once, and training goes on."""
     stepped: Callable[[int, int, float], None] | None = None
     """(epoch, step, loss of the global batch); reading the loss waits for the device."""
 

@@ -6,6 +6,7 @@ restarted run adds in another order than an undisturbed one and drifts from it i
 the gradient is that of the interactions tables, which are a model's first layers and so come last in the backward pass.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sibra_dist.errors import SibraError
 from sibra_dist.models.tables import tables_of
 
 BUCKET_ELEMENTS = 16 * 2**20
@@ -54,6 +56,18 @@ class Ranks:
         values: list[Any] = [None] * self.world
         torch.distributed.all_gather_object(values, value)
         return values
+
+    def alone(self, act: Callable[[], None]) -> None:
+        """Let rank 0 do something; what it finds that the user must put right is raised on every rank."""
+        error = None
+        if self.leads:
+            try:
+                act()
+            except SibraError as found:
+                error = found
+        error = self.agree(error)
+        if error is not None:
+            raise error
 
     def wait(self) -> None:
         """Go on when every rank has come here."""

@@ -29,13 +29,13 @@ from sibra_dist.data.storage import filesystem
 from sibra_dist.errors import TrainingError
 from sibra_dist.training.config import TrainConfig, TrainingConfig
 from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run
-from sibra_dist.training.launch import Workers
+from sibra_dist.training.launch import Workers, stop_request
 from sibra_dist.training.loop import Trainer
 from sibra_dist.training.progress import Callbacks, Progress
 from sibra_dist.training.ray_messages import Messages
 from sibra_dist.training.ray_validation import ActorValidator, evaluator
 from sibra_dist.training.run_folder import RunFolder
-from sibra_dist.training.stopping import StopRequest, on_sigterm
+from sibra_dist.training.stopping import on_sigterm
 
 POLL_SECONDS = 0.5
 REMOTE_SECONDS = 5.0
@@ -187,7 +187,7 @@ def _train_worker(payload: dict[str, Any]) -> None:
                 trainer.saver.wait()
             ray.train.report(metrics)
 
-        stop = StopRequest(run.stop.exists)
+        stop = stop_request(run)
         callbacks = Callbacks(progress=show, evaluated=report, leaving=_leaving)
         dataset = open_dataset(config.dataset)
         validator = ActorValidator(payload["evaluator"]) if payload["evaluator"] is not None else None
@@ -196,9 +196,10 @@ def _train_worker(payload: dict[str, Any]) -> None:
         trainer.fit()
 
 
-def _leaving() -> bool:
-    """Whether a worker's machine is about to be taken away; a barrier of all workers."""
-    return ray.train.get_preemption_info() is not None
+def _leaving() -> frozenset[str]:
+    """The machines of workers that are about to be taken away; a barrier of all workers."""
+    found = ray.train.get_preemption_info()
+    return frozenset(found.preempted_node_ids if found is not None else ())
 
 
 def _evaluate_worker(payload: dict[str, Any]) -> None:
@@ -237,4 +238,5 @@ def _following(run: RunFolder, show: Callable[[Progress], None]) -> Iterator[Non
     finally:
         done.set()
         follower.join()
-        run.progress.unlink()
+        with suppress(OSError):
+            run.progress.unlink()

@@ -15,6 +15,7 @@ import logging
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from sibra_dist.training.ranks import Ranks
 logger = logging.getLogger("sibra_dist")
 
 POLL_SECONDS = 0.1
+MEET_SECONDS = 1.0
 GRACE_SECONDS = 30.0
 """That rank 0 still waits for the parts of others when training has failed."""
 
@@ -63,6 +65,8 @@ class _Copy:
     apart: bool
     """Whether the model is written beside the best models too"""
     is_last: bool
+    again: int
+    """How often a checkpoint of this name was written before"""
 
 
 class Saver:
@@ -104,6 +108,7 @@ class Saver:
         self._published = published
         self._candidate: str | None = None
         self._ranks, self._tables, self._timeout = ranks, tables or {}, timeout
+        self._saves = Counter[str]()
         self._training = ranks.agree(uuid.uuid4().hex[:8])
         self._thread: threading.Thread | None = None
         self._failure: Failure | None = None
@@ -133,9 +138,10 @@ class Saver:
         mine = (name for name, value in state.items() if self._ranks.leads or self._rows(name, value))
         copied = {name: state[name].detach().to("cpu", copy=True) for name in mine}
         if self._ranks.leads or self._tables:
-            job = _Copy(position, copied, self.best, is_best or is_new, is_last)
+            job = _Copy(position, copied, self.best, is_best or is_new, is_last, self._saves[name])
             self._thread = threading.Thread(target=self._write, args=(job,), name="checkpoint")
             self._thread.start()
+        self._saves[name] += 1
 
     def wait(self) -> None:
         """Wait until what was saved is written. Every rank has to call this, and each of them gets the same error.
@@ -143,7 +149,18 @@ class Saver:
         Raises:
             CheckpointError: it could not be written, and that cannot be made good.
         """
-        failures = [failure for failure in self._ranks.gather(self._joined()) if failure is not None]
+        failure = None
+        while True:
+            if self._thread is not None:
+                self._thread.join(MEET_SECONDS)
+            done = self._thread is None or not self._thread.is_alive()
+            if done:
+                failure = failure or self._joined()
+            # Ranks meet again and again, so none of them waits longer for the others than it may.
+            met = self._ranks.gather((done, failure))
+            if all(done for done, _ in met):
+                break
+        failures = [failure for _, failure in met if failure is not None]
         if not failures:
             return
         failure = max(failures, key=lambda failure: failure.fatal)
@@ -199,7 +216,9 @@ class Saver:
         """Write this rank's part, and on rank 0 the description once all parts are there."""
         name, rank = self.name(copy.position), self._ranks.rank
         count = self._ranks.world if self._tables else 1
-        receipts = [f"{name}-part-{number:05d}-of-{count:05d}.json" for number in range(count)]
+        # Parts that are published already are still those of a whole checkpoint, if these cannot be written.
+        again = f"-again-{copy.again}" if copy.again else ""
+        receipts = [f"{name}{again}-part-{number:05d}-of-{count:05d}.json" for number in range(count)]
         rows = {key: held for key, value in tensors.items() if (held := self._rows(key, value))}
         try:
             part = write_part(folder, receipts[rank].replace(".json", ".safetensors"), tensors, rows)
@@ -223,7 +242,7 @@ class Saver:
             )
             folder.write(f"{name}.json", description.to_json())
         except (OSError, CheckpointError):
-            _deleted(folder, [f"{name}.json", part.file, *receipts[1:]])
+            _deleted(folder, [*([] if again else [f"{name}.json"]), part.file, *receipts[1:]])
             raise
         _deleted(folder, receipts[1:])
 

@@ -4,14 +4,16 @@ A run is asked to stop by SIGTERM, which clusters send before they take a machin
 folder, which any machine that sees the folder can make.
 """
 
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 POLL_SECONDS = 1.0
+AGAIN_SECONDS = 5.0
 
 
 class StopRequest:
@@ -28,7 +30,8 @@ class StopRequest:
         now = time.monotonic()
         if not self._asked and now - self._looked >= self._poll_seconds:
             self._looked = now
-            self._asked = self._elsewhere()
+            with suppress(OSError):  # an object store that is away for a moment: it is asked again
+                self._asked = self._elsewhere()
         return self._asked
 
     def ask(self, *_: Any) -> None:
@@ -38,14 +41,25 @@ class StopRequest:
 
 @contextmanager
 def on_sigterm(act: Callable[..., None]) -> Iterator[None]:
-    """Call `act` when SIGTERM arrives; a second one ends the process as ever. Only the main thread can listen for it."""
+    """Call `act` when SIGTERM arrives; another after some seconds ends the process as ever.
+
+    What comes sooner is the same request, by another way: launchers pass on what the scheduler sends to every process. Only
+    the main thread can listen for it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    first = math.inf
+
     def handle(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        act()
+        nonlocal first
+        if time.monotonic() > first + AGAIN_SECONDS:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
+        elif first == math.inf:
+            first = time.monotonic()
+            act()
 
     before = signal.signal(signal.SIGTERM, handle)
     try:

@@ -17,7 +17,7 @@ from sibra_dist.errors import ConfigError, TrainingStopped
 from sibra_dist.training.checkpoint import load_newest, published, step_of
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.launch import Workers, read_workers, train_here
-from sibra_dist.training.loop import Trainer
+from sibra_dist.training.loop import LOOKING_STEPS, Trainer
 from sibra_dist.training.progress import Callbacks
 from sibra_dist.training.run_folder import RunFolder
 from sibra_dist.training.stopping import StopRequest
@@ -108,7 +108,50 @@ def test_a_file_stops_the_run_and_is_gone_then(planted: Path, tmp_path: Path) ->
     assert run.metrics()[-1]["epoch"] == 3
 
 
-def test_a_machine_that_leaves_is_a_reason_for_one_checkpoint_at_once(
+@pytest.mark.parametrize("looking", [1, 5, 1000])
+def test_a_request_is_heard_by_the_end_of_the_epoch_at_the_latest(
+    planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looking: int
+) -> None:
+    """Where a device is not waited for in each step, and steps are fewer than those between two looks."""
+    monkeypatch.setitem(LOOKING_STEPS, "cpu", looking)
+    config = make_config(planted)
+    run, dataset = RunFolder(tmp_path / "run"), open_dataset(config.dataset)
+    run.create(config, dataset)
+    stop = StopRequest()
+    callbacks = Callbacks(stepped=lambda epoch, step, loss: stop.ask())
+    with pytest.raises(TrainingStopped):
+        Trainer(config, dataset, run, callbacks, stop=stop).fit()
+    trainer = Trainer(config, dataset, run)
+    steps = trainer.batches.steps_per_epoch
+    assert (trainer.position.epoch, trainer.position.step) == (0, {1: 2, 5: 5, 1000: steps}[looking])
+    trainer.fit()
+    assert [line["epoch"] for line in run.metrics()] == [1, 2, 3]
+
+
+def test_a_store_that_is_away_for_a_moment_stops_nothing() -> None:
+    answers = iter([OSError("away"), False, True])
+
+    def asked() -> bool:
+        answer = next(answers)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    stop = StopRequest(asked, poll_seconds=0)
+    assert [bool(stop) for _ in range(4)] == [False, False, True, True]
+
+
+def test_a_checkpoint_is_written_when_the_last_one_is_too_long_ago(planted: Path, tmp_path: Path) -> None:
+    config = make_config(planted, training__epochs=1, training__checkpoint_minutes=1e-9, training__keep_checkpoints=100)
+    run, dataset = RunFolder(tmp_path / "run"), open_dataset(config.dataset)
+    run.create(config, dataset)
+    trainer = Trainer(config, dataset, run)
+    trainer.fit()
+    places = [step_of(name) for name in published(run.checkpoints)]
+    assert places == [(1, 0), *((0, step) for step in range(trainer.batches.steps_per_epoch, 0, -1))]
+
+
+def test_machines_that_leave_are_a_reason_for_a_checkpoint_at_once_each(
     planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sibra_dist.training.loop.LEAVING_SECONDS", 0.0)
@@ -117,13 +160,13 @@ def test_a_machine_that_leaves_is_a_reason_for_one_checkpoint_at_once(
     run.create(config, dataset)
     asked = []
 
-    def leaving() -> bool:
+    def leaving() -> frozenset[str]:
         asked.append(True)
-        return len(asked) >= 3
+        return frozenset({"one"} if 3 <= len(asked) < 5 else {"one", "other"} if len(asked) >= 5 else ())
 
     Trainer(config, dataset, run, Callbacks(leaving=leaving)).fit()
-    assert len(asked) > 3
-    assert [step_of(name) for name in published(run.checkpoints)] == [(1, 0), (0, 3)]
+    assert len(asked) > 6
+    assert [step_of(name) for name in published(run.checkpoints)] == [(1, 0), (0, 5), (0, 3)]
 
 
 HANGS = """

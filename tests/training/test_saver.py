@@ -167,6 +167,29 @@ def test_a_best_model_that_cannot_be_written_is_an_error_at_the_next_save(
         assert read.position.step == 1
 
 
+@pytest.mark.parametrize("what", [".safetensors", ".json"])
+def test_a_checkpoint_that_cannot_be_written_again_is_still_the_one_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    saver = make_saver(tmp_path)
+    saver.save(Position(0, 1), state_after(1))
+    saver.wait()
+    refuse(monkeypatch, what, "checkpoints")
+    saver.save(Position(0, 1, finished=True), state_after(2))
+    saver.wait()
+    monkeypatch.undo()
+    read = newest(tmp_path)
+    assert read is not None
+    assert not read.position.finished
+    assert all(torch.equal(read.tensors[name], value) for name, value in state_after(1).items())
+    saver.save(Position(0, 1, finished=True), state_after(2))
+    saver.wait()
+    read = newest(tmp_path)
+    assert read is not None
+    assert read.position.finished
+    assert all(torch.equal(read.tensors[name], value) for name, value in state_after(2).items())
+
+
 def test_a_defect_is_raised_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saving, "write_part", lambda *arguments: 1 / 0)
     saver = make_saver(tmp_path)
