@@ -19,7 +19,6 @@ from sibra_dist.data.dataset import Dataset
 from sibra_dist.data.transfer import to_device
 from sibra_dist.errors import TrainingError, TrainingStopped
 from sibra_dist.models import build_model
-from sibra_dist.models.tables import TableLayout
 from sibra_dist.phases import phase
 from sibra_dist.training.batching import batch_losses, example_told, hardest, make_batches
 from sibra_dist.training.checkpoint import divided_tables, load_newest, state_of
@@ -27,7 +26,7 @@ from sibra_dist.training.checks import require_served
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.judging import Judge
 from sibra_dist.training.optimization import Optimization
-from sibra_dist.training.placement import keep_freed_memory, pick_device, place, spare_device
+from sibra_dist.training.placement import keep_freed_memory, pick_device, place, spare_device, table_layout
 from sibra_dist.training.position import Candidate, Position
 from sibra_dist.training.profiling import TrainingProfile
 from sibra_dist.training.progress import Callbacks, Meter, Progress
@@ -90,7 +89,7 @@ class Trainer:
         if self.device.type == "cpu":
             keep_freed_memory()
         self.dataset = place(dataset, self.device, self.config.data_device)
-        self.model = build_model(config.model, self.dataset, config.seed, self._layout()).to(self.device)
+        self.model = build_model(config.model, self.dataset, config.seed, table_layout(self.config, self.ranks)).to(self.device)
         self.profile = TrainingProfile(run.profile, self.device) if profile and self.ranks.leads else None
         require_served(config, self.dataset, self.model)
         self.epochs = self.config.epochs if self.model.trainable else 0
@@ -139,14 +138,6 @@ class Trainer:
                     self._end_epoch()
             self.saver.wait()
         return self.position
-
-    def _layout(self) -> TableLayout:
-        divided = self.config.interaction_table == "row_sharded"
-        return TableLayout(
-            rank=self.ranks.rank if divided else 0,
-            world=self.ranks.world if divided else 1,
-            sparse=self.config.table_updates == "lazy",
-        )
 
     @property
     def steps_done(self) -> int:

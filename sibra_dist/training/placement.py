@@ -10,6 +10,9 @@ from torch import Tensor
 from sibra_dist.data.dataset import Dataset
 from sibra_dist.data.transfer import map_tensors
 from sibra_dist.errors import ConfigError
+from sibra_dist.models.tables import TableLayout
+from sibra_dist.training.config import TrainingConfig
+from sibra_dist.training.ranks import Ranks
 
 # Names of glibc's settings, from its malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -44,6 +47,12 @@ def place(dataset: Dataset, device: torch.device, wanted: Literal["auto", "same"
         if size_of(dataset) > free * RESIDENT_SHARE:
             return dataset
     return dataset.to(device)
+
+
+def table_layout(config: TrainingConfig, ranks: Ranks) -> TableLayout:
+    """How a rank holds the tables of a model: divided over the ranks, if the configuration says so."""
+    held_by = (ranks.rank, ranks.world) if config.interaction_table == "row_sharded" else (0, 1)
+    return TableLayout(*held_by, sparse=config.table_updates == "lazy")
 
 
 def keep_freed_memory() -> None:

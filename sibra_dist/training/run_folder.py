@@ -30,9 +30,10 @@ from sibra_dist.data.storage import Place
 from sibra_dist.errors import CheckpointError
 from sibra_dist.models import build_model
 from sibra_dist.models.base import Recommender
-from sibra_dist.training.checkpoint import ALONE, load_best
+from sibra_dist.training.checkpoint import ALONE, divided_tables, load_best
 from sibra_dist.training.checks import require_served
 from sibra_dist.training.config import TrainConfig
+from sibra_dist.training.placement import table_layout
 from sibra_dist.training.ranks import Ranks
 
 logger = logging.getLogger("sibra_dist")
@@ -155,13 +156,13 @@ class RunFolder:
         Raises:
             CheckpointError: there is none, it is damaged, or it was made from another dataset.
         """
-        checkpoint = load_best(self.checkpoints, self.best, dataset.manifest.digest, ranks)
+        config = self.config()
+        model = build_model(config.model, dataset, config.seed, table_layout(config.training, ranks))
+        checkpoint = load_best(self.checkpoints, self.best, dataset.manifest.digest, ranks, divided_tables(model))
         if checkpoint is None:
             raise CheckpointError(
                 f"{self.name} holds no trained model yet. Continue it with `sibra-dist train --resume {self.name}`"
             )
-        config = self.config()
-        model = build_model(config.model, dataset, config.seed)
         checkpoint.restore(model)
         return model.to(device).eval(), checkpoint.position.epoch
 

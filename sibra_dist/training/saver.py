@@ -62,7 +62,7 @@ class _Copy:
     position: Position
     tensors: dict[str, Tensor]
     best: str | None
-    apart: bool
+    beside_best: bool
     """Whether the model is written beside the best models too"""
     is_last: bool
     again: int
@@ -197,7 +197,7 @@ class Saver:
         """Write a copy, in a thread of its own."""
         folder, fatal = self._folder, copy.is_last
         try:
-            if copy.apart:
+            if copy.beside_best:
                 folder, fatal = self._best_folder, True
                 model = {name: value for name, value in copy.tensors.items() if name.startswith("model/")}
                 self._publish(folder, copy, model)

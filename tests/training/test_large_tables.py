@@ -21,7 +21,7 @@ from sibra_dist.evaluation import evaluate
 from sibra_dist.models.tables import Table, tables_of
 from sibra_dist.training.checkpoint import published, read_description
 from sibra_dist.training.config import TrainConfig
-from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run
+from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run, read_evaluation
 from sibra_dist.training.loop import Trainer
 from sibra_dist.training.progress import Callbacks
 from sibra_dist.training.ranks import Ranks
@@ -308,3 +308,20 @@ def test_a_run_goes_on_with_its_tables_divided_over_other_ranks_or_whole(planted
     assert found == pytest.approx(wanted, rel=1e-4)
     first, second = (evaluate_run(one, EvaluationRequest()).metrics for one in (run, whole))
     assert first == pytest.approx(second, abs=0.02)
+    arguments = (2, str(tmp_path / "evaluation.meeting"), str(run.path))
+    torch.multiprocessing.start_processes(evaluate_one, args=arguments, nprocs=2, start_method="spawn")
+    divided = read_evaluation(run, EvaluationRequest())["metrics"]
+    assert {name.removeprefix("test/"): value for name, value in divided.items()} == pytest.approx(first, abs=1e-6)
+
+
+def evaluate_one(rank: int, world: int, meeting: str, folder: str) -> None:
+    """Evaluate a run on ranks that each have a part of the tables."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    run, config, dataset = open_run(folder)
+    model, _ = run.load_best(dataset, torch.device("cpu"), Ranks.current())
+    assert config.training.interaction_table == "row_sharded"
+    assert all(table.divided for table in tables_of(model).values())
+    evaluate_run(run, EvaluationRequest())
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
