@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DATASET := data/ml-100k-cold-item
-# Processes that run tests. Each may start Spark with 1 GiB, or a Ray cluster of two workers.
-TEST_PROCESSES ?= 2
+# Processes that run tests, which often wait. Each may start Spark with 1 GiB, or a Ray cluster of two workers.
+TEST_PROCESSES ?= 3
 
 # What `make demo` trains: runs/demo/<name>, each from a recipe. Zero workers means in this process.
 DEMO := sibrar pop random

@@ -59,10 +59,12 @@ def test_only_workers_of_the_driver_are_killed() -> None:
         assert set(everyone) < set(descendants(os.getpid()))
         workers = workers_of(mine.pid)
         assert len(workers) == 2
-        killed = {kill_one(mine.pid, Random(0)), kill_one(mine.pid, Random(0))}
-        assert killed == set(workers)
+        killed: set[int | None] = set()
+        while workers_of(mine.pid):  # one that was killed may run a moment longer
+            killed.add(kill_one(mine.pid, Random(0)))
+        assert killed - {None} == set(workers)
         assert kill_one(mine.pid, Random(0)) is None, "there is none left"
-        assert set(descendants(mine.pid)) == set(everyone) - killed
+        assert set(descendants(mine.pid)) == set(everyone) - set(workers)
         assert len(workers_of(other.pid)) == 1
 
 
