@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 import torch
 
 from sibra_dist.data.storage import Place
@@ -128,3 +129,16 @@ def on_ranks(world: int, act: Callable[[ThreadRanks], Result]) -> list[Result | 
 
     with ThreadPoolExecutor(world) as pool:
         return list(pool.map(guarded, range(world)))
+
+
+def hold_writes(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Let nothing be written anywhere until the event is set."""
+    go_on = threading.Event()
+    write = Place.write
+
+    def held_up(self: Place, name: str, content: Any) -> None:
+        assert go_on.wait(60)
+        write(self, name, content)
+
+    monkeypatch.setattr(Place, "write", held_up)
+    return go_on

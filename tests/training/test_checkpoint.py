@@ -1,9 +1,7 @@
 """What is found again: the newest checkpoint that is whole, what it holds, and the best model that belongs to it."""
 
 import json
-import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,6 +14,7 @@ from tests.training.saving import (
     Model,
     best,
     divided,
+    hold_writes,
     make_optimizer,
     make_saver,
     newest,
@@ -251,14 +250,7 @@ def test_a_candidate_that_is_not_the_best_goes_with_its_last_checkpoint(tmp_path
 
 def test_a_checkpoint_names_the_best_model_of_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if another is found to be the best while it is written."""
-    go_on = threading.Event()
-    write = Place.write
-
-    def held_up(self: Place, name: str, content: Any) -> None:
-        assert go_on.wait(60)
-        write(self, name, content)
-
-    monkeypatch.setattr(Place, "write", held_up)
+    go_on = hold_writes(monkeypatch)
     saver = make_saver(tmp_path, best_name="one")
     saver.save(Position(0, 1), state_after(1))
     saver.best = "another"

@@ -22,6 +22,7 @@ from tests.training.saving import (
     ThreadRanks,
     best,
     divided,
+    hold_writes,
     make_saver,
     newest,
     on_ranks,
@@ -43,14 +44,7 @@ def test_what_is_saved_is_the_state_at_that_time(tmp_path: Path, monkeypatch: py
     """Training goes on while the write is held up."""
     model, optimizer = trained(2)
     losses = torch.arange(5.0)
-    go_on = threading.Event()
-    write = Place.write
-
-    def held_up(self: Place, name: str, content: Any) -> None:
-        assert go_on.wait(60)
-        write(self, name, content)
-
-    monkeypatch.setattr(Place, "write", held_up)
+    go_on = hold_writes(monkeypatch)
     saver = make_saver(tmp_path)
     saver.save(Position(0, 2), state_of(model, optimizer, losses[:2]), is_best=True)
     for step in range(2, 5):
