@@ -53,7 +53,9 @@ def main() -> None:
         measure(name, part, ledger, shop.work)
         ledger.conclude(name, part, machine())
     if arguments.record:
-        write_atomically(RECORDED, json.dumps(ledger.parts, indent=1).encode() + b"\n")
+        # Without the place of the work folder, which is this machine's alone.
+        text = json.dumps(ledger.parts, indent=1).replace(f"{shop.work}/", "")
+        write_atomically(RECORDED, text.encode() + b"\n")
         write_atomically(RECORDED.with_suffix(".md"), markdown(ledger.parts).encode())
     print(markdown({name: ledger.parts[name] for name in arguments.only}))
 
