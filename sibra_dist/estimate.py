@@ -5,9 +5,8 @@ dataset's manifest, and they are mapped from files where they do not lie on a GP
 besides comes from a rehearsal (`sibra_dist.training.rehearsal`). Nothing of the dataset is opened but its manifest.
 """
 
-import math
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Literal
 
 from rich.console import Group, RenderableType
@@ -33,6 +32,8 @@ PROCESS_BYTES = 365 << 20
 """Of Python, PyTorch and this package in private memory, as benchmarks/scale measures it"""
 KEPT_SHARE = 0.5
 """Of a step, what lies in gaps of the heap, as training on a CPU gives nothing back; as benchmarks/scale measures it"""
+GATHERED = 3
+"""Copies of all ranks' sparse gradients while they are added up: as they come, in one piece, sorted by row"""
 MOST_GPUS = 1024
 _SIZE = re.compile(r"([\d.]+)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
@@ -53,7 +54,7 @@ class RankMemory(Config):
     allocator: int
     """gaps between what is in use"""
     evaluation: int
-    """embeddings of all candidates, and a tile of scores"""
+    """embeddings of all candidates, and a tile of scores; 0 where another process evaluates"""
     checkpoint: int
     """the state copied to main memory, while it is written"""
     communication: int
@@ -62,6 +63,8 @@ class RankMemory(Config):
     """histories in both directions, features, and what is held out"""
     data_on_gpu: bool | None
     """null: there is no GPU, and they are mapped from files"""
+    validator: int
+    """private memory of the process that evaluates beside the ranks, with the whole model; 0 where they do it themselves"""
 
     @property
     def training(self) -> int:
@@ -112,47 +115,44 @@ def estimate(config: TrainConfig, workers: int = 1, gpu_bytes: int | None = None
         DatasetError: there is no dataset.
     """
     manifest = Manifest.read(config.dataset)
-    held = config.training.interaction_table
     gpus: dict[Held, int | None] = {}
     if gpu_bytes is not None:
-        gpus = {how: _fewest(config, manifest, how, gpu_bytes) for how in HELD}
+        gpus = {held: _fewest(holding(config, held), manifest, gpu_bytes) for held in HELD}
     return Estimate(
         dataset=manifest.name,
         model=config.model.type,
-        rank=rank_memory(config, manifest, workers, held, gpu_bytes),
+        rank=rank_memory(config, manifest, workers, gpu_bytes),
         gpu_bytes=gpu_bytes,
         gpus=gpus,
     )
 
 
-def rank_memory(config: TrainConfig, manifest: Manifest, workers: int, held: Held, gpu_bytes: int | None) -> RankMemory:
+def rank_memory(config: TrainConfig, manifest: Manifest, workers: int, gpu_bytes: int | None) -> RankMemory:
     """What one rank of `workers` needs; see `estimate`."""
+    training = config.training
     data = sum(array_bytes(manifest).values())
-    wanted = config.training.data_device
+    wanted = training.data_device
     on_gpu = None if gpu_bytes is None else wanted == "same" or (wanted == "auto" and data <= gpu_bytes * RESIDENT_SHARE)
     rehearsed = rehearse(config, manifest, workers, data_on_device=on_gpu is not False)
-    divided = workers if held == "row_sharded" else 1
-    parameters = NUMBER * sum(_elements(rehearsed, manifest, divided))
-    training = config.training
-    trains = rehearsed.step > 0
-    gradients = parameters if trains else 0
-    optimizer = 2 * parameters if trains else 0
     ahead = gpu_bytes is not None if training.read_ahead is None else training.read_ahead
-    step = _step(rehearsed, training.accumulate, ahead)
+    step, evaluation = _step(rehearsed, training.accumulate, ahead), _evaluation(rehearsed, manifest)
+    apart = training.evaluate_on == "apart" and rehearsed.step > 0
     return RankMemory(
         workers=workers,
-        held=held,
-        parameters=parameters + rehearsed.buffers,
-        gradients=gradients,
-        optimizer=optimizer,
+        held=training.interaction_table,
+        parameters=rehearsed.parameters + rehearsed.buffers,
+        gradients=sum(rehearsed.gradients),
+        optimizer=rehearsed.optimizer,
         batches=rehearsed.resident + _values(config, manifest),
         step=step,
         allocator=round(step * KEPT_SHARE) if gpu_bytes is None else 0,
-        evaluation=_evaluation(rehearsed, manifest),
-        checkpoint=parameters + optimizer,
-        communication=0 if workers == 1 or not trains else NUMBER * _largest_bucket(_elements(rehearsed, manifest, divided)),
+        evaluation=0 if apart else evaluation,
+        checkpoint=rehearsed.parameters + rehearsed.optimizer,
+        communication=0 if workers == 1 else _largest_bucket(rehearsed.summed) + GATHERED * workers * rehearsed.gathered,
         data=data,
         data_on_gpu=on_gpu,
+        # A candidate is read beside the model, and is gone when it is evaluated.
+        validator=PROCESS_BYTES + rehearsed.whole + max(rehearsed.whole, evaluation) if apart else 0,
     )
 
 
@@ -190,8 +190,10 @@ def estimate_table(found: Estimate) -> Group:
         table.add_row(name, shown_bytes(size), where)
     totals = {"private memory": rank.private, "mapped files": rank.mapped, "GPU memory": rank.gpu}
     told = ", ".join(f"{shown_bytes(size)} of {name}" for name, size in totals.items() if size)
-    lines = [f"{found.model} on {found.dataset}, {rank.workers} rank{'s' * (rank.workers > 1)}, tables {rank.held}"]
-    parts: list[RenderableType] = [Text(lines[0]), table, Text(f"each rank needs at most {told}")]
+    title = f"{found.model} on {found.dataset}, {rank.workers} rank{'s' * (rank.workers > 1)}, tables {rank.held}"
+    parts: list[RenderableType] = [Text(title), table, Text(f"each rank needs at most {told}")]
+    if rank.validator:
+        parts.append(Text(f"the process that evaluates needs {shown_bytes(rank.validator)} besides, or as much of a spare GPU"))
     if found.gpu_bytes is not None:
         for how, count in found.gpus.items():
             fits = f"fits on {count}" if count else f"does not fit on {MOST_GPUS}"
@@ -211,34 +213,32 @@ def shown_bytes(count: int) -> str:
     return f"{count / 1024**power:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
-def _fewest(config: TrainConfig, manifest: Manifest, held: Held, gpu_bytes: int) -> int | None:
+def holding(config: TrainConfig, held: Held) -> TrainConfig:
+    """The same training with its tables held so."""
+    training = config.training.model_copy(update={"interaction_table": held})
+    return config.model_copy(update={"training": training})
+
+
+def _fewest(config: TrainConfig, manifest: Manifest, gpu_bytes: int) -> int | None:
     """The smallest power of two of GPUs that it fits on."""
     workers = 1
     while workers <= MOST_GPUS:
-        needed = rank_memory(config, manifest, workers, held, gpu_bytes)
+        needed = rank_memory(config, manifest, workers, gpu_bytes)
         assert needed.gpu is not None
         if needed.gpu <= gpu_bytes:
             return workers
         # More GPUs make smaller parts of a batch, and of divided tables; the rest stays.
-        if held == "replicated" and needed.gpu - needed.step > gpu_bytes:
+        if needed.held == "replicated" and needed.gpu - needed.step > gpu_bytes:
             return None
         workers *= 2
     return None
 
 
-def _elements(rehearsed: Rehearsal, manifest: Manifest, divided: int) -> Iterator[int]:
-    """Numbers in each parameter that a rank holds. A table has a row for each user or each item."""
-    counts = (manifest.counts.users, manifest.counts.items)
-    for shape in rehearsed.parameters.values():
-        is_table = len(shape) == 2 and shape[0] in counts
-        yield math.ceil(shape[0] / divided) * shape[1] if is_table else math.prod(shape)
-
-
 def _step(rehearsed: Rehearsal, parts: int, ahead: bool) -> int:
-    sizes = [NUMBER * math.prod(shape) for shape in rehearsed.parameters.values()]
     kept = parts * rehearsed.read
     # The peak of a step holds gradients, which are counted by themselves; of a part after the first they are made anew.
-    computing = max(rehearsed.step - sum(sizes), 0) + (max(sizes, default=0) if parts > 1 else 0)
+    computing = max(rehearsed.step - sum(rehearsed.gradients), 0)
+    computing += max(rehearsed.gradients, default=0) if parts > 1 else 0
     reading = kept - rehearsed.read + rehearsed.reading
     return kept + computing + reading if ahead else max(kept + computing, reading)
 
@@ -260,10 +260,10 @@ def _values(config: TrainConfig, manifest: Manifest) -> int:
     return size + NUMBER * train * (config.training.labels == "weights")
 
 
-def _largest_bucket(sizes: Iterator[int]) -> int:
-    """As `sibra_dist.training.ranks` fills them."""
+def _largest_bucket(sizes: Sequence[int]) -> int:
+    """Of gradients of so many bytes, as `sibra_dist.training.ranks` fills buckets."""
     largest = filled = 0
     for size in sizes:
-        filled = size if filled + size > BUCKET_ELEMENTS else filled + size
+        filled = size if filled + size > NUMBER * BUCKET_ELEMENTS else filled + size
         largest = max(largest, filled)
     return largest

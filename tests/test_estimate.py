@@ -85,6 +85,27 @@ def test_divided_tables_fit_where_replicated_ones_do_not(manifest_only: Path) ->
     assert roomy.rank.gpu > roomy.rank.data
 
 
+def test_what_evaluates_apart_holds_the_whole_model(manifest_only: Path) -> None:
+    def rank(*overrides: str) -> Any:
+        common = ("training.batch_size=64", "training.interaction_table=row_sharded")
+        return estimated("sibrar-warm", manifest_only, *common, *overrides, workers=4).rank
+
+    ranks, apart = rank(), rank("training.evaluate_on=apart")
+    assert ranks.validator == apart.evaluation == 0
+    assert apart.validator > ranks.evaluation + 3 * apart.parameters
+    assert apart.training <= ranks.training
+
+
+def test_lazy_updates_have_gradients_of_what_a_batch_touches(manifest_only: Path) -> None:
+    def gradients(batch: int) -> int:
+        rank = estimated("sibrar-warm", manifest_only, f"training.batch_size={batch}", "training.table_updates=lazy").rank
+        assert rank.optimizer == 2 * estimated("sibrar-warm", manifest_only).rank.gradients
+        return rank.gradients
+
+    few, many = gradients(64), gradients(1_024)
+    assert few < many < estimated("sibrar-warm", manifest_only).rank.gradients / 2
+
+
 def test_bytes_of_the_dataset_are_those_of_its_arrays(dataset: Path) -> None:
     assert sum(array_bytes(Manifest.read(dataset)).values()) == pytest.approx(size_of(open_dataset(dataset)), rel=0.05)
 
@@ -118,16 +139,30 @@ def test_allocations_are_counted_until_they_are_freed() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell private memory from mapped files")
 @pytest.mark.parametrize(
-    ("recipe", "overrides"),
+    ("recipe", "overrides", "workers"),
     [
-        ("sibrar-cold-item", ["training.batch_size=2048", "training.negatives=2"]),  # most of it tables
-        ("sibrar-warm", ["training.batch_size=1024"]),  # most of it activations
+        ("sibrar-cold-item", ["training.batch_size=2048", "training.negatives=2"], 1),  # most of it tables
+        ("sibrar-warm", ["training.batch_size=1024"], 1),  # most of it activations
+        ("sibrar-cold-item", ["training.batch_size=2048", "training.negatives=2", "training.table_updates=lazy"], 1),
+        ("sibrar-cold-item", ["training.batch_size=2048", "training.negatives=2"], 2),
+        ("sibrar-warm", ["training.batch_size=1024", "training.interaction_table=row_sharded"], 2),
+        (
+            "sibrar-cold-item",
+            [
+                *("training.batch_size=2048", "training.negatives=2"),
+                *("training.interaction_table=row_sharded", "training.table_updates=lazy"),
+            ],
+            2,
+        ),
     ],
 )
-def test_what_is_estimated_is_what_is_measured(recipe: str, overrides: list[str], dataset: Path, tmp_path: Path) -> None:
+def test_what_is_estimated_is_what_is_measured(
+    recipe: str, overrides: list[str], workers: int, dataset: Path, tmp_path: Path
+) -> None:
     overrides = [f"dataset={dataset}", "training.device=cpu", "training.epochs=1", "training.checkpoint_every=2", *overrides]
-    rank = estimate(load_config(TrainConfig, recipe, overrides)).rank
-    command = [sys.executable, "-m", "benchmarks.scale.trained", str(tmp_path / "result.json"), recipe, *overrides]
+    rank = estimate(load_config(TrainConfig, recipe, overrides), workers).rank
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)] if workers > 1 else []
+    command = [sys.executable, *launcher, "-m", "benchmarks.scale.trained", str(tmp_path / "result.json"), recipe, *overrides]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[1])
     assert ended.returncode == 0, ended.stderr

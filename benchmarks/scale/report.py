@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sibra_dist.data.manifest import TABLES, Counts, FeatureSpec, Manifest, Protocol, Records
-from sibra_dist.estimate import HELD, rank_memory, read_bytes
+from sibra_dist.estimate import HELD, holding, rank_memory, read_bytes
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.skeleton import array_bytes
 
@@ -95,12 +95,12 @@ def _paper(results: Sequence[dict[str, Any]], config: Callable[[int], TrainConfi
     gpu = read_bytes(GPU)
     for batch in sorted({int(batch) for found in results for batch in found["training"]}):
         settings = config(batch)
-        alone = rank_memory(settings, manifest, 1, "replicated", None)
+        alone = rank_memory(settings, manifest, 1, None)
         rows.append(
             [f"private memory of one rank on CPUs, batch {batch}, GiB", f"{(alone.training + alone.checkpoint) / GIB:.1f}"]
         )
         for held in HELD:
-            on_gpu = rank_memory(settings, manifest, 8, held, gpu)
+            on_gpu = rank_memory(holding(settings, held), manifest, 8, gpu)
             assert on_gpu.gpu is not None
             rows.append([f"of each of 8 GPUs, batch {batch}, {held}, GiB", f"{on_gpu.gpu / GIB:.1f}"])
         step = _seconds_a_step(results, alone.parameters, batch)

@@ -1,5 +1,7 @@
 """Trains in this process, and measures what it takes: `python -m benchmarks.scale.trained RESULT CONFIG [key=value]...`.
 
+Of processes that `torch.distributed.run` has started to train together, what the first takes, which has the most to hold.
+
 Private memory is looked at every few milliseconds, for the system keeps no peak of it. What the process itself needs, with
 everything that is imported on the way, is taken away: it is what there is after a training of a tiny dataset.
 """
@@ -19,9 +21,11 @@ from sibra_dist.config import load_config
 from sibra_dist.data.dataset import open_dataset
 from sibra_dist.data.synthetic import SyntheticConfig, synthesize
 from sibra_dist.training.config import TrainConfig
+from sibra_dist.training.launch import process_group
 from sibra_dist.training.loop import Trainer
 from sibra_dist.training.memory import Memory, memory
 from sibra_dist.training.progress import Callbacks
+from sibra_dist.training.ranks import Ranks
 from sibra_dist.training.run_folder import RunFolder
 
 SECONDS = 0.005
@@ -53,14 +57,18 @@ class Watched:
             self.private, self.mapped = max(self.private, now.private), max(self.mapped, now.mapped)
 
 
-def warm_up(config: TrainConfig, folder: Path) -> None:
+def warm_up(config: TrainConfig, folder: Path, ranks: Ranks) -> None:
     """Train on hardly anything, so that what is loaded when it is first needed is there."""
-    synthesize(SyntheticConfig(users=100, items=100, interactions=500, missing=0), folder / "dataset")
+
+    def make() -> None:
+        synthesize(SyntheticConfig(users=100, items=100, interactions=500, missing=0), folder / "dataset")
+
+    ranks.alone(make)
     dataset = open_dataset(folder / "dataset", folder / "cache")
     tiny = config.training.model_copy(update={"epochs": 1, "batch_size": 512, "evaluate_every_steps": None})
     config = config.model_copy(update={"dataset": str(folder / "dataset"), "training": tiny})
     run = RunFolder(folder / "run")
-    run.create(config, dataset)
+    ranks.alone(lambda: run.create(config, dataset))
     Trainer(config, dataset, run).fit()
 
 
@@ -68,15 +76,15 @@ class Enough(Exception):
     """What was to be measured has been."""
 
 
-def train(config: TrainConfig, folder: Path, *, once: bool = False) -> dict[str, Any]:
+def train(config: TrainConfig, folder: Path, ranks: Ranks, *, once: bool = False) -> dict[str, Any]:
     """Train as the configuration says, in a folder, and say what it took.
 
     With `once` it is enough when the model has been evaluated for the first time. Seconds are of processor time.
     """
     dataset = open_dataset(config.dataset)
     run = RunFolder(folder / "run")
-    run.create(config, dataset)
-    warm_up(config, folder / "tiny")
+    ranks.alone(lambda: run.create(config, dataset))
+    warm_up(config, folder / "tiny", ranks)
     watched, steps = Watched(), [time.thread_time()]
 
     def stepped(epoch: int, step: int, loss: float) -> None:
@@ -103,9 +111,11 @@ def main(result: str, config: str, *overrides: str) -> None:
     """Write what was measured to the file `result`, as JSON; the setting `once=true` is that of `train`."""
     once = "once=true" in overrides
     settings = load_config(TrainConfig, config, [override for override in overrides if override != "once=true"])
-    with tempfile.TemporaryDirectory() as folder:
-        measured = train(settings, Path(folder), once=once)
-    Path(result).write_text(json.dumps(measured))
+    with process_group(settings.training) as ranks, tempfile.TemporaryDirectory() as folder:
+        measured = train(settings, Path(ranks.agree(folder)), ranks, once=once)
+        if ranks.leads:
+            Path(result).write_text(json.dumps(measured))
+        ranks.wait()  # the folder is rank 0's
 
 
 if __name__ == "__main__":

@@ -81,27 +81,18 @@ def scale(shop: Workshop) -> Part:
     """SiBraR on 200,000 users, 100,000 items and 20 million interactions, ours and dense."""
     dataset = shop.synthetic()
     modalities = ("interactions", "tags", "vector")
-    largest = 1024  # dense, it needs some 10 GB
-    lazy = "training.table_updates=lazy"  # a step touches few rows of tables as large as these
+    largest = 2816  # of the dense one, which then needs some 20 GB
     contenders = [
         Contender(
-            f"batch {batch}",
-            name,
-            program,
-            (*_sibrar(dataset, modalities, batch), "model.exclude_target=false", *settings),
-            shop.threads,
+            f"batch {batch}", name, program, (*_sibrar(dataset, modalities, batch), "model.exclude_target=false"), shop.threads
         )
-        for batch, name, program, *settings in (
-            (largest, "dense", DENSE),
-            (largest, "ours", OURS, lazy),
-            (8192, "ours", OURS, lazy),
-        )
+        for batch, name, program in ((largest, "dense", DENSE), *((batch, "ours", OURS) for batch in (256, 1024, 8192, 32_768)))
     ]
-    dense = (f"batch {largest}", "dense")
+    dense, *ours = ((contender.setting, contender.name) for contender in contenders)
     ratios = [
-        Ratio(f"{what}, ours at {batch} over dense at {largest}", figure, (f"batch {batch}", "ours"), dense, target)
-        for batch in (largest, 8192)
+        Ratio(f"{what}, ours at {each[0]} over dense at {dense[0]}", figure, each, dense, target)
         for what, figure, target in (("positives/s", RATE, 50), ("peak RSS", MEMORY, 0.1))
+        for each in ours
     ]
     return Part(contenders, repeats=1, seconds=10, ratios=ratios)
 

@@ -7,6 +7,9 @@ gradient to the same ranks: all of it is all-to-all, and no rank ever sees what 
 of the ranks' parts could as well be a reduce-scatter, and the ids all-gathered; that sends also what is zero.)
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +17,20 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
-from sibra_dist.models.histories import Entries, GradientPlan, bag_sum
+from sibra_dist.models.histories import Entries, GradientPlan, bag_sum, plan_gradient
 from sibra_dist.phases import phase
+
+_rehearsed: ContextVar[bool] = ContextVar("rehearsed", default=False)
+
+
+@contextmanager
+def rehearsed() -> Iterator[None]:
+    """Inside, nothing is sent: all ranks ask of this one what it asks of them, and what they send has no content."""
+    token = _rehearsed.set(True)
+    try:
+        yield
+    finally:
+        _rehearsed.reset(token)
 
 
 class Route(NamedTuple):
@@ -35,6 +50,8 @@ class Route(NamedTuple):
     """Entries that go to each rank."""
     num_parts: list[int]
     """Parts that go to each rank."""
+    gradient: GradientPlan | None = None
+    """How the gradient of what is asked of this rank is summed, where it is known before others have asked: when rehearsed"""
 
 
 def route(entries: Entries, rows_per_rank: int, world: int) -> Route:
@@ -47,14 +64,20 @@ def route(entries: Entries, rows_per_rank: int, world: int) -> Route:
     parts, lengths_of_parts = torch.unique_consecutive(names, return_counts=True)
     bags = parts % count
     numbers = torch.bincount(bags, minlength=starts.numel())
+    columns, values = columns[order].int(), None if values is None else values[order].float()
+    gradient = None
+    if _rehearsed.get():
+        asked = Entries(columns % rows_per_rank, lengths_of_parts.cumsum(0) - lengths_of_parts, values)
+        gradient = plan_gradient(asked)
     return Route(
-        columns[order].int(),
-        None if values is None else values[order].float(),
+        columns,
+        values,
         lengths_of_parts.int(),
         bags.int(),
         Entries(bags.argsort(stable=True), numbers.cumsum(0) - numbers),
         torch.bincount(owners, minlength=world).tolist(),
         torch.bincount(parts // count, minlength=world).tolist(),
+        gradient,
     )
 
 
@@ -66,7 +89,7 @@ def divided_bag_sum(table: Tensor, first: int, route: Route, *, sparse: bool = F
     """
     with phase("communicate"):
         entries, num_parts = _asked_of_this_rank(route, first)
-    sums = bag_sum(table, entries, sparse=sparse)
+    sums = bag_sum(table, entries, route.gradient, sparse=sparse)
     with phase("communicate"):
         parts: Tensor = _Exchange.apply(sums, num_parts, route.num_parts)  # type: ignore[no-untyped-call]
     # The gradient of a part is that of its bag.
@@ -76,11 +99,7 @@ def divided_bag_sum(table: Tensor, first: int, route: Route, *, sparse: bool = F
 
 def _asked_of_this_rank(route: Route, first: int) -> tuple[Entries, list[int]]:
     """The parts that all ranks ask for, in order of rank, with rows counted from `first`; and how many each asks for."""
-    device = route.columns.device
-    sizes = torch.tensor([route.num_columns, route.num_parts], device=device).T.contiguous()
-    asked = torch.empty_like(sizes)
-    torch.distributed.all_to_all_single(asked, sizes)
-    num_columns, num_parts = asked.T.tolist()
+    num_columns, num_parts = _asked_sizes(route)
 
     # One message for each rank: lengths, rows, and values by their bits.
     sent = [route.lengths.split(route.num_parts), route.columns.split(route.num_columns)]
@@ -90,17 +109,23 @@ def _asked_of_this_rank(route: Route, first: int) -> tuple[Entries, list[int]]:
         sizes_sent.append(route.num_columns)
         sizes_asked.append(num_columns)
     message = torch.cat([piece for pieces in zip(*sent, strict=True) for piece in pieces])
-    received = message.new_empty(sum(map(sum, sizes_asked)))
-    torch.distributed.all_to_all_single(
-        received,
-        message,
-        [sum(of_rank) for of_rank in zip(*sizes_asked, strict=True)],
-        [sum(of_rank) for of_rank in zip(*sizes_sent, strict=True)],
-    )
+    by_rank = [[sum(of_rank) for of_rank in zip(*sizes, strict=True)] for sizes in (sizes_sent, sizes_asked)]
+    received = _exchanged(message, *by_rank)
     pieces = received.split([size for of_rank in zip(*sizes_asked, strict=True) for size in of_rank])
     lengths, columns, *values = (torch.cat(pieces[number :: len(sent)]) for number in range(len(sent)))
     starts = lengths.cumsum(0) - lengths
     return Entries(columns - first, starts, values[0].view(torch.float32) if values else None), num_parts
+
+
+def _asked_sizes(route: Route) -> tuple[list[int], list[int]]:
+    """Of each rank, the entries and the parts that it asks of this one."""
+    if _rehearsed.get():
+        return route.num_columns, route.num_parts
+    sizes = torch.tensor([route.num_columns, route.num_parts], device=route.columns.device).T.contiguous()
+    asked = torch.empty_like(sizes)
+    torch.distributed.all_to_all_single(asked, sizes)
+    num_columns, num_parts = asked.T.tolist()
+    return num_columns, num_parts
 
 
 class _Exchange(torch.autograd.Function):
@@ -118,6 +143,7 @@ class _Exchange(torch.autograd.Function):
 
 
 def _exchanged(rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
-    found = rows.new_empty(sum(received), rows.shape[1])
-    torch.distributed.all_to_all_single(found, rows.contiguous(), received, sent)
+    found = rows.new_empty(sum(received), *rows.shape[1:])
+    if not _rehearsed.get():
+        torch.distributed.all_to_all_single(found, rows.contiguous(), received, sent)
     return found

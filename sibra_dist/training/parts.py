@@ -120,8 +120,9 @@ def read_parts(folder: Place, parts: Sequence[Part], rows_of: Callable[[str], Ro
                 rows = _overlap(want, held) or range(held.first, held.first)  # no rows, but their shape and type
                 piece = file.get_slice(name)[rows.start - held.first : rows.stop - held.first]
                 found.setdefault(name, []).append((rows.start, piece))
-    for name, pieces in found.items():
-        tensors[name] = torch.cat([piece for _, piece in sorted(pieces, key=lambda piece: piece[0])])
+    for name in list(found):
+        pieces = sorted(found.pop(name), key=lambda piece: piece[0])  # of one tensor at a time there are two copies
+        tensors[name] = torch.cat([piece for _, piece in pieces])
         if len(tensors[name]) != wanted[name].last - wanted[name].first:
             raise ValueError(f"rows of {name} are missing")
     return tensors

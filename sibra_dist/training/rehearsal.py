@@ -3,6 +3,7 @@
 The code of the models and of the batches runs as it does in training, on a dataset without content (see `skeleton`). What is
 read of the data is read in earnest, for a step's number of rows depends on it; what is computed of parameters is computed on
 PyTorch's device `meta`, where tensors have shapes and no content. Every tensor is counted from its making to its end.
+Where tables are divided this is the first rank, which has the most rows; nothing is sent.
 """
 
 import weakref
@@ -25,12 +26,18 @@ from sibra_dist.data.user_batches import UserBatches
 from sibra_dist.evaluation.evaluate import ENCODE_TILE
 from sibra_dist.models import build_model
 from sibra_dist.models.base import Recommender
+from sibra_dist.models.exchange import rehearsed
+from sibra_dist.models.tables import tables_of
 from sibra_dist.training.batching import batch_losses, make_batches
 from sibra_dist.training.config import TrainConfig
+from sibra_dist.training.optimizers import LazyAdamW
+from sibra_dist.training.placement import table_layout
 from sibra_dist.training.ranks import Ranks
 from sibra_dist.training.skeleton import Drawn, skeleton
 
 META = torch.device("meta")
+UPDATED = 4
+"""Copies of a sparse gradient's values while rows follow it: see `LazyAdamW`, whose sparse part cannot be rehearsed"""
 
 
 class Allocations(TorchDispatchMode):
@@ -40,6 +47,8 @@ class Allocations(TorchDispatchMode):
         """Begin with none."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
+        self.sparse: list[tuple[Tensor, ...]] = []
+        """Indices and values of each sparse tensor that was made: without content, PyTorch lets go of them"""
         self._known: set[int] = set()
 
     def __torch_dispatch__(
@@ -48,8 +57,10 @@ class Allocations(TorchDispatchMode):
         """Run an operation, and count what it makes."""
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and not isinstance(tensor, Drawn):
+            if isinstance(tensor, Tensor) and not isinstance(tensor, Drawn) and not tensor.is_sparse:
                 self._note(tensor.untyped_storage())
+        if func is torch.ops.aten._sparse_coo_tensor_with_dims_and_tensors.default:
+            self.sparse.append(tuple(part for part in args if isinstance(part, Tensor)))
         return result
 
     def _note(self, storage: torch.UntypedStorage) -> None:
@@ -70,9 +81,19 @@ class Allocations(TorchDispatchMode):
 class Rehearsal:
     """What was found, in bytes unless it says otherwise."""
 
-    parameters: dict[str, tuple[int, ...]]
-    """Shape of each"""
+    whole: int
+    """Parameters and buffers of the whole model"""
+    parameters: int
+    """That this rank holds"""
     buffers: int
+    gradients: list[int]
+    """Each, in the model's order"""
+    summed: list[int]
+    """Those that ranks add up in buckets"""
+    gathered: int
+    """Of the gradients, the sparse ones, which ranks gather"""
+    optimizer: int
+    """Its moments"""
     resident: int
     """Held all the time besides parameters: who has which modality, what negatives are drawn from"""
     reading: int
@@ -80,7 +101,7 @@ class Rehearsal:
     read: int
     """Of that, what the step then keeps"""
     step: int
-    """At the most while a step is computed, besides what was read, with gradients"""
+    """At the most while a step is computed and followed, besides what was read and the optimizer's state, with gradients"""
     encoding: int
     """At the most while a tile of items is encoded"""
     scoring: int
@@ -102,27 +123,41 @@ def rehearse(config: TrainConfig, manifest: Manifest, world: int = 1, *, data_on
         ConfigError: the model cannot be built for this dataset.
     """
     config = _without_values(config)
+    ranks = Ranks(0, world)
     counted = Allocations()
     data = skeleton(manifest)
-    with counted:
+    with counted, rehearsed():
         with META:
-            model = build_model(config.model, data, config.seed)
-        parameters = {name: tuple(value.shape) for name, value in model.named_parameters()}
-        buffers = sum(buffer.nbytes for buffer in model.buffers())
-        sizes = sum(value.nbytes for value in model.parameters())
-        reading = read = step = 0
-        resident = counted.live - sizes - buffers
+            model = build_model(config.model, data, config.seed, table_layout(config.training, ranks))
+        sizes: dict[str, Any] = {
+            "parameters": sum(parameter.nbytes for parameter in model.parameters()),
+            "buffers": sum(buffer.nbytes for buffer in model.buffers()),
+        }
+        held = sum(sizes.values())
+        resident, trained = counted.live - held, _UNTRAINED
         if model.trainable and config.training.epochs:
-            batches = make_batches(config, data, model, Ranks(0, world))
-            resident = counted.live - sizes - buffers
-            reading, read, step = _rehearse_step(config, batches, model, data_on_device, counted)
+            batches = make_batches(config, data, model, ranks)
+            resident = counted.live - held
+            trained = _rehearse_step(config, batches, model, data_on_device, counted)
+        with META:
+            # Evaluation computes the same where tables are divided; what travels for a tile is little.
+            model = build_model(config.model, data, config.seed)
+        sizes["whole"] = sum(value.nbytes for value in model.state_dict().values())
         encoding, scoring, embedding = _rehearse_evaluation(config, data, model, counted)
-    return Rehearsal(parameters, buffers, resident, reading, read, step, encoding, scoring, embedding)
+    return Rehearsal(**sizes, **trained, resident=resident, encoding=encoding, scoring=scoring, embedding=embedding)
+
+
+_UNTRAINED: dict[str, Any] = {
+    **dict.fromkeys(("gathered", "optimizer", "reading", "read", "step"), 0),
+    "gradients": [],
+    "summed": [],
+}
 
 
 def _rehearse_step(
     config: TrainConfig, batches: Batches | UserBatches, model: Recommender, data_on_device: bool, counted: Allocations
-) -> tuple[int, int, int]:
+) -> dict[str, Any]:
+    """What `Rehearsal` holds of a step, by name."""
     training = config.training
     on_meta, statistics = dict(model.named_parameters()), dict(model.named_buffers())
     before = counted.peak = counted.live
@@ -143,9 +178,26 @@ def _rehearse_step(
         for auxiliary in output.auxiliary_losses.values():
             losses = losses + auxiliary
         (losses * batch.weights).sum().backward()
+        computing = counted.peak - before
+        sparse = [sum(part.nbytes for part in parts) for parts in counted.sparse]
+        counted.sparse.clear()
+        optimizer = LazyAdamW(model.parameters(), training.learning_rate, training.weight_decay)
+        optimizer.step()
+        state = sum(value.nbytes for kept in optimizer.state.values() for value in kept.values() if value.dim())
+    divided = {name for name, table in tables_of(model).items() if table.divided}
+    gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    dense = {name: gradient.nbytes for name, gradient in gradients.items() if not gradient.is_sparse}
     _replace_parameters(model, on_meta)
     _replace_buffers(model, statistics)
-    return reading, read, counted.peak - before
+    return {
+        "gradients": [*dense.values(), *sparse],
+        "summed": [size for name, size in dense.items() if name not in divided],
+        "gathered": 0 if divided else sum(sparse),
+        "optimizer": state,
+        "reading": reading,
+        "read": read,
+        "step": max(computing, sum(dense.values()) + sum(sparse) + UPDATED * max(sparse, default=0)),
+    }
 
 
 def _rehearse_evaluation(config: TrainConfig, data: Dataset, model: Recommender, counted: Allocations) -> tuple[int, int, int]:
