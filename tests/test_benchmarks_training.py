@@ -25,6 +25,7 @@ from sibra_dist.data.batches import Batches, TrainBatch
 from sibra_dist.data.dataset import open_dataset
 from sibra_dist.models import build_model
 from sibra_dist.models.base import parameter_count
+from sibra_dist.models.branch import BatchNorm
 from sibra_dist.models.single_branch import SingleBranch, SingleBranchConfig
 from sibra_dist.training.batching import batch_losses
 from sibra_dist.training.config import TrainConfig
@@ -114,6 +115,10 @@ def test_with_given_statistics_of_batch_normalisation_the_losses_are_equal_too(t
     with torch.no_grad():
         for mine, its in both.pairs():
             its.copy_(as_in_dense(mine, its))
+        for norm in both.ours.modules():
+            if isinstance(norm, BatchNorm):  # after so many steps ours takes them as they are, as PyTorch's does after any
+                assert norm.num_batches_tracked is not None
+                norm.num_batches_tracked.fill_(10**6)
     both.ours.eval()
     both.dense.eval()
     mine, its = both.losses(3)
@@ -216,21 +221,44 @@ def test_time_to_quality_ends_with_the_first_evaluation_that_is_as_good(monkeypa
 
 def test_time_to_quality_is_told_of_a_whole_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, result = write_planted(tmp_path / "dataset"), tmp_path / "result.json"
-    options = ["--seconds", "0", "--result", str(result), "--thresholds", "0", "1.5", "--", "mf", f"dataset={folder}"]
+    options = [
+        "--seconds",
+        "0",
+        "--result",
+        str(result),
+        "--thresholds",
+        "0",
+        "1.5",
+        "--seeds",
+        "3",
+        "4",
+        "--",
+        "sibrar-cold-item",
+        f"dataset={folder}",
+    ]
     monkeypatch.setattr(sys, "argv", ["program", *options, "training.epochs=2", "training.batch_size=200"])
     quality.main()
     told = json.loads(result.read_text())
-    assert [steps for _, steps, _ in told["curve"]] == [3, 6]
+    assert [[steps for _, steps, _ in curve] for curve in told["curves"]] == [[3, 6], [3, 6]]
+    assert [value for _, _, value in told["curves"][0]] != [value for _, _, value in told["curves"][1]]
     assert told["reached"]["0"]["steps"] == 3
     assert told["reached"]["1.5"] is None
 
 
 def test_time_to_quality_ends_when_there_is_nothing_left_to_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, result = write_planted(tmp_path / "dataset"), tmp_path / "result.json"
-    options = ["--seconds", "0", "--result", str(result), "--thresholds", "0", "--", "mf", f"dataset={folder}"]
+    options = ["--seconds", "0", "--result", str(result), "--thresholds", "0", "--seeds", "3", "--", "mf", f"dataset={folder}"]
     monkeypatch.setattr(sys, "argv", ["program", *options, "training.epochs=90", "training.batch_size=200"])
     quality.main()
-    assert len(json.loads(result.read_text())["curve"]) == 1
+    assert len(json.loads(result.read_text())["curves"][0]) == 1
+
+
+def test_of_several_seeds_the_median_is_told() -> None:
+    early, late = {"seconds": 2.0, "steps": 9}, {"seconds": 3.0, "steps": 1}
+    assert quality.middle([late, None, early]) == late
+    assert quality.middle([None, early, early]) == early
+    assert quality.middle([None, late, None]) is None
+    assert quality.middle([None, early]) is None
 
 
 PROGRAM = """

@@ -1,15 +1,17 @@
 """Trains with the library's own loop, and notes when validation ndcg@10 first reaches each of some thresholds.
 
-    python -m benchmarks.training.quality --seconds S --result FILE --thresholds T ... -- CONFIG [SETTING ...]
+    python -m benchmarks.training.quality --seconds S --result FILE --thresholds T ... --seeds N ... -- CONFIG [SETTING ...]
 
 The clock starts with the first step: imports and the opening of the dataset are left out, evaluations are not. Training ends
-with its epochs, or once nothing is left to reach; `--seconds` is not read.
+with its epochs, or once nothing is left to reach; `--seconds` is not read. It is done once with each seed, and what is told of
+a threshold is the median of the seeds.
 """
 
 import math
+import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import torch
@@ -57,27 +59,38 @@ class Curve:
         return None if first is None else {"seconds": first[0], "steps": first[1]}
 
 
-def main() -> None:
-    """Train to the end."""
-    parser = contender(__doc__)
-    parser.add_argument("--thresholds", type=float, nargs="+", required=True)
-    parser.add_argument("config")
-    parser.add_argument("settings", nargs="*")
-    arguments = parser.parse_args()
-    config = load_config(TrainConfig, arguments.config, arguments.settings)
-    dataset = open_dataset(config.dataset)
+def middle(found: Sequence[dict[str, float] | None]) -> dict[str, float] | None:
+    """The median, by time; None if that is one that was never there. Of an even number the later one."""
+    return sorted(found, key=lambda one: math.inf if one is None else one["seconds"])[len(found) // 2]
+
+
+def train(config: TrainConfig, enough: float) -> Curve:
+    """Train once."""
     stop = StopRequest()
-    curve = Curve(config.training.monitor, max(arguments.thresholds), stop.ask)
+    curve = Curve(config.training.monitor, enough, stop.ask)
     callbacks = Callbacks(stepped=curve.stepped, evaluated=curve.evaluated)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(config, dataset, RunFolder(folder), callbacks, stop=stop)
+        trainer = Trainer(config, open_dataset(config.dataset), RunFolder(folder), callbacks, stop=stop)
         curve.start()
         with suppress(TrainingStopped):
             trainer.fit()
+    return curve
+
+
+def main() -> None:
+    """Train with each seed."""
+    parser = contender(__doc__)
+    parser.add_argument("--thresholds", type=float, nargs="+", required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", required=True)
+    parser.add_argument("config")
+    parser.add_argument("settings", nargs="*")
+    arguments = parser.parse_args()
+    configs = [load_config(TrainConfig, arguments.config, [*arguments.settings, f"seed={seed}"]) for seed in arguments.seeds]
+    curves = [train(config, max(arguments.thresholds)) for config in configs]
     told = {
-        "curve": curve.points,
-        "reached": {f"{threshold:g}": curve.reached(threshold) for threshold in arguments.thresholds},
-        "evaluating": curve.evaluating,
+        "curves": [curve.points for curve in curves],
+        "reached": {f"{each:g}": middle([curve.reached(each) for curve in curves]) for each in arguments.thresholds},
+        "evaluating": statistics.median(curve.evaluating for curve in curves),
         "threads": torch.get_num_threads(),
         "peak_rss_mebibytes": peak_rss(),
     }

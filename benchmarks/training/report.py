@@ -69,7 +69,7 @@ def _ratio(found: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _curves(contenders: list[Kept]) -> list[str]:
-    """A row for each contender: medians of the seconds to each threshold."""
+    """A row for each contender: medians over seeds of the seconds to each threshold."""
     thresholds = list(contenders[0]["runs"][0]["reached"])
     rows = []
     for kept in contenders:
@@ -78,10 +78,12 @@ def _curves(contenders: list[Kept]) -> list[str]:
             times = sorted(run["reached"][threshold]["seconds"] for run in kept["runs"] if run["reached"][threshold])
             steps = sorted(run["reached"][threshold]["steps"] for run in kept["runs"] if run["reached"][threshold])
             whole = len(times) == len(kept["runs"])
-            cells.append(f"{times[len(times) // 2]:.0f} ({steps[len(steps) // 2]})" if whole else "not reached")
-        best = max(value for run in kept["runs"] for _, _, value in run["curve"])
-        rows.append((kept["setting"], str(len(kept["runs"])), *cells, f"{best:.4f}", f"{median(kept, 'evaluating'):.1f}"))
-    headings = ("", "runs", *(f"{threshold} (steps)" for threshold in thresholds), "best", "of which evaluating")
+            cells.append(f"{times[len(times) // 2]:.1f} ({steps[len(steps) // 2]})" if whole else "not reached")
+        best = max(value for run in kept["runs"] for curve in run["curves"] for _, _, value in curve)
+        rows.append(
+            (kept["setting"], str(len(kept["runs"][0]["curves"])), *cells, f"{best:.4f}", f"{median(kept, 'evaluating'):.1f}")
+        )
+    headings = ("", "seeds", *(f"{threshold} (steps)" for threshold in thresholds), "best", "of which evaluating")
     return _table(headings, rows)
 
 

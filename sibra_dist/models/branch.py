@@ -69,13 +69,25 @@ class Branch(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation that, given fewer than two rows to take statistics of, uses those it has gathered so far."""
+    """Batch normalisation that is right after few steps too: what it starts from does not count in its running statistics.
+
+    After n steps their starting values, mean 0 and variance 1, still have the weight (1 - momentum)^n. Where the statistics are
+    read it is taken from them again, as AdamW does with its moments; a model of large batches would else be judged by them.
+    Given fewer than two rows to take statistics of, training uses the running ones.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise [n, width]."""
-        if self.training and input.shape[0] < 2:
-            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        return super().forward(input)
+        if self.training and input.shape[0] > 1:
+            return super().forward(input)
+        steps, mean, variance = self.num_batches_tracked, self.running_mean, self.running_var
+        assert steps is not None
+        assert mean is not None
+        assert variance is not None
+        assert self.momentum is not None
+        start = torch.where(steps > 0, (1 - self.momentum) ** steps, 0)
+        mean, variance = mean / (1 - start), (variance - start) / (1 - start)
+        return F.batch_norm(input, mean, variance, self.weight, self.bias, eps=self.eps)
 
 
 def named_dropout(inputs: Tensor, rate: float, key: int, names: Tensor) -> Tensor:

@@ -29,6 +29,21 @@ def test_one_row_passes_batch_normalisation() -> None:
     assert norm(torch.randn(4, 3)).mean(0).abs().max() < 1e-5
 
 
+def test_running_statistics_are_those_of_what_was_seen_however_little() -> None:
+    norm = BatchNorm(2)
+    batches = [torch.tensor([[3.0, -1.0], [5.0, 7.0], [4.0, 0.0]]), torch.tensor([[11.0, 2.0], [1.0, 2.5]])]
+    norm.train()(batches[0])
+    inputs = torch.tensor([[2.0, 9.0]])
+    mean, variance = batches[0].mean(0), batches[0].var(0)
+    torch.testing.assert_close(norm.eval()(inputs), (inputs - mean) / (variance + norm.eps).sqrt())
+
+    norm.train()(batches[1])
+    # The newer has the weight 0.1, the older 0.9 * 0.1.
+    mean = (0.9 * batches[0].mean(0) + batches[1].mean(0)) / 1.9
+    variance = (0.9 * batches[0].var(0) + batches[1].var(0)) / 1.9
+    torch.testing.assert_close(norm.eval()(inputs), (inputs - mean) / (variance + norm.eps).sqrt())
+
+
 def test_a_row_of_zeros_has_an_ordinary_gradient() -> None:
     """It has no direction: torch's own `normalize` would divide the gradient by 1e-12."""
     branch = Branch(BranchConfig(input_size=4, hidden_sizes=(), input_dropout=0.0, output_activation=False), 3)
