@@ -28,6 +28,11 @@ class Contender:
     threads: int
     python: str = sys.executable
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """Setting and name, which no other of its part has."""
+        return self.setting, self.name
+
 
 @dataclass(frozen=True)
 class Ratio:

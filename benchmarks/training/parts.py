@@ -81,20 +81,21 @@ def _engine(shop: Workshop, setting_of_all: str, targets: tuple[float | None, ..
 
 def scale(shop: Workshop) -> Part:
     """SiBraR on 200,000 users, 100,000 items and 20 million interactions, ours and dense."""
-    dataset = shop.synthetic()
-    modalities = ("interactions", "tags", "vector")
-    largest = 2816  # of the dense one, which then needs some 20 GB
+    data, modalities = shop.synthetic(), ("interactions", "tags", "vector")
+    dense = (1024, 2816)  # in the second it needs some 20 GB
     contenders = [
         Contender(
-            f"batch {batch}", name, program, (*_sibrar(dataset, modalities, batch), "model.exclude_target=false"), shop.threads
+            f"batch {batch}", name, program, (*_sibrar(data, modalities, batch), "model.exclude_target=false"), shop.threads
         )
-        for batch, name, program in ((largest, "dense", DENSE), *((batch, "ours", OURS) for batch in (256, 1024, 8192, 32_768)))
+        for name, program, batches in (("dense", DENSE, dense), ("ours", OURS, (256, 1024, 8192, 32_768)))
+        for batch in batches
     ]
-    dense, *ours = ((contender.setting, contender.name) for contender in contenders)
+    *_, largest = (contender.key for contender in contenders if contender.name == "dense")
     ratios = [
-        Ratio(f"{what}, ours at {each[0]} over dense at {dense[0]}", figure, each, dense, target)
+        Ratio(f"{what}, ours at {ours.setting} over dense at {largest[0]}", figure, ours.key, largest, target)
         for what, figure, target in (("positives/s", RATE, 50), ("peak RSS", MEMORY, 0.1))
-        for each in ours
+        for ours in contenders
+        if ours.name == "ours"
     ]
     return Part(contenders, repeats=1, seconds=10, ratios=ratios)
 

@@ -25,6 +25,8 @@ def markdown(parts: Mapping[str, Found]) -> str:
             lines += _curves(found["contenders"]) if name == "quality" else _rates(found["contenders"])
             if name == "workers":
                 lines += ["", *_communication(found["contenders"])]
+            if name == "scale":
+                lines += ["", _extrapolated(found["contenders"])]
             if found["ratios"]:
                 lines += [
                     "",
@@ -95,6 +97,28 @@ def _communication(contenders: list[Kept]) -> list[str]:
         "whatever the batch, beside running statistics and three numbers. In a ring of W processes each sends and receives "
         "2 (W - 1) / W times as much; with two, once as much. Memory and processor time are those of one of the processes."
     ]
+
+
+def _extrapolated(contenders: list[Kept]) -> str:
+    """What memory the dense one would need for the batches of ours that it cannot take."""
+    points = {
+        name: [(_batch(kept), median(kept, "peak_rss_mebibytes") or 0.0) for kept in contenders if kept["name"] == name]
+        for name in ("dense", "ours")
+    }
+    (few, low), (many, high) = points["dense"]
+    each = (high - low) / (many - few)
+    needs = [(batch, found, low + each * (batch - few)) for batch, found in points["ours"] if batch > many]
+    told = ", ".join(
+        f"{needed / 1024:,.0f} GiB at {batch}, of which ours is {found / needed:.3f}" for batch, found, needed in needs
+    )
+    return (
+        f"The dense one needs {each:.2f} MiB more for each positive of a batch; {many} are about what 24 GiB can hold. "
+        f"In proportion it would need {told}."
+    )
+
+
+def _batch(kept: Kept) -> int:
+    return int(kept["setting"].removeprefix("batch "))
 
 
 def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:

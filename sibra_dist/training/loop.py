@@ -32,6 +32,7 @@ from sibra_dist.training.profiling import TrainingProfile
 from sibra_dist.training.progress import Callbacks, Meter, Progress
 from sibra_dist.training.ranks import Ranks
 from sibra_dist.training.reading import Part, Reader
+from sibra_dist.training.requests import Requests
 from sibra_dist.training.run_folder import RunFolder
 from sibra_dist.training.saver import Saver
 from sibra_dist.training.stopping import StopRequest
@@ -43,7 +44,6 @@ logger = logging.getLogger("sibra_dist")
 
 LOOKING_STEPS = {"cpu": 1, "cuda": 50}
 """Steps between two looks at what the device has found: a GPU's work is not waited for in each."""
-LEAVING_SECONDS = 1.0
 
 
 class Trainer:
@@ -84,7 +84,7 @@ class Trainer:
         self.callbacks = callbacks or Callbacks()
         self.stop = StopRequest() if stop is None else stop
         self.ranks = Ranks.current()
-        self.whereabouts = Whereabouts(self.ranks)
+        self.whereabouts = Whereabouts(self.ranks, self.config.rank_timeout)
         self.device = device or pick_device(self.config.device)
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -109,13 +109,12 @@ class Trainer:
         self.apart, self.validator = self.config.evaluate_on == "apart", None
         if self.apart and self.ranks.leads:
             self.validator = validator or ProcessValidator(run, config, spare_device(self.device))
-        self.position, self.saver = self._resume()
+        with self.whereabouts.telling():
+            self.position, self.saver = self._resume()
         shared = (self.dataset, self.device, run, self.ranks, self.whereabouts)
         self.judge = Judge(config, *shared, self.saver, self.profile, self.validator)
+        self.requests = Requests(self.ranks, self.stop, self.callbacks, self.config.checkpoint_minutes)
         self._meter = Meter(self.config.batch_size)
-        self._wondered = time.monotonic()
-        self._leaving: frozenset[str] = frozenset()
-        self._saved = time.monotonic()
 
     def fit(self) -> Position:
         """Train until the epochs are done or early stopping says so.
@@ -194,12 +193,9 @@ class Trainer:
         with phase("communicate"):
             self.whereabouts.note("communicate", self.position.epoch, step)
             loss = torch.stack(of_parts).sum()
-            asked = loss.new_zeros(3)
-            for number, asks in enumerate((bool(self.stop), self._wonders(), self._is_late())):
-                if asks:  # a copy from main memory in every step would wait for the device
-                    asked[number] = 1
-            values = self.ranks.reduce_step(self.model, torch.cat([loss[None], asked]))
-            loss, self._asked = values[0], values[1:]
+            values = self.ranks.reduce_step(self.model, torch.cat([loss[None], self.requests.mine(loss)]))
+            loss = values[0]
+            self.requests.hear(values[1:])
         with phase("optimise"):
             norms = self.optimization.norms()
             self.watch.note(step, torch.cat(of_examples), loss, norms)
@@ -207,25 +203,12 @@ class Trainer:
         self.losses[step] = loss
         self.position = replace(self.position, step=step + 1)
 
-    def _wonders(self) -> bool:
-        """Whether this rank finds that it is time to ask whether a machine is about to be taken away."""
-        return self.callbacks.leaving is not None and self.ranks.leads and time.monotonic() - self._wondered > LEAVING_SECONDS
-
-    def _is_late(self) -> bool:
-        """Whether this rank finds that it is time for a checkpoint."""
-        minutes = (time.monotonic() - self._saved) / 60
-        return self.ranks.leads and 0 < self.config.checkpoint_minutes < minutes
-
     def _heed(self) -> None:
         """Do what any rank was asked to do, on all of them."""
-        stopping, wondering, late = self._asked.tolist()
-        if stopping:
+        stops, saves = self.requests.heed()
+        if stops:
             self._stop()
-        if wondering and self.callbacks.leaving is not None:
-            self._wondered = time.monotonic()
-            known, self._leaving = self._leaving, self.callbacks.leaving()
-            late = late or bool(self._leaving - known)
-        if late:
+        if saves:
             self._save_checkpoint()
 
     def _losses(self, part: Part) -> Tensor:
@@ -337,7 +320,7 @@ class Trainer:
         """Begin to write what is needed to continue from here, and the model apart if it is the best."""
         if self.epochs:
             self._require_finite()
-        self._saved = time.monotonic()
+        self.requests.saved()
         with phase("checkpoint"):
             self.whereabouts.note("checkpoint", self.position.epoch, self.position.step)
             state = state_of(self.model)
@@ -370,12 +353,7 @@ class Trainer:
             told = example_told(parts, self.dataset, found.example)
             mine = f"{told} (example {found.example} of rank {self.ranks.rank})"
         where = next(filter(None, self.ranks.gather(mine)), "no single example")
-        raise TrainingError(
-            f"the loss or a gradient of epoch {self.position.epoch}, step {found.step} is not finite; first at {where}. The "
-            f"largest gradient before was that of {self.optimization.names[found.parameter]}, of length {found.norm:.3g}. "
-            "Lower training.learning_rate, set training.clip_norm, or look for extreme values in numeric features; the last "
-            "checkpoint is kept"
-        )
+        raise found.error(self.position.epoch, where, self.optimization.names[found.parameter])
 
     def _report(self) -> None:
         """Report progress."""

@@ -52,16 +52,16 @@ class ActorValidator:
         self._asked = self._actor.evaluate.remote(name)
 
     def poll(self, seconds: float) -> Found | None:
-        """What was found, or an error if the actor has died too often."""
+        """What was found, or an error if the actor has died too often, or has found what it does not know."""
         try:
             found: Found = ray.get(self._asked, timeout=seconds)
             return found
         except ray.exceptions.GetTimeoutError:
             return None
-        except ray.exceptions.RayActorError as error:
+        except ray.exceptions.RayError as error:
             reason = " ".join(str(error).split())[-300:]
             return TrainingError(
-                f"the worker that evaluates apart has died: {reason}. The run can be continued with `sibra-dist train --resume`"
+                f"the worker that evaluates apart has failed: {reason}. Continue the run with `sibra-dist train --resume`"
             )
 
     def close(self) -> None:

@@ -149,17 +149,22 @@ class Saver:
         Raises:
             CheckpointError: it could not be written, and that cannot be made good.
         """
-        failure = None
+        failure = defect = None
         while True:
             if self._thread is not None:
                 self._thread.join(MEET_SECONDS)
             done = self._thread is None or not self._thread.is_alive()
-            if done:
-                failure = failure or self._joined()
+            if done and failure is None:
+                try:
+                    failure = self._joined()
+                except Exception as error:  # the other ranks must hear of it before it is raised
+                    failure, defect = Failure("of this run", f"{type(error).__name__}: {error}", fatal=True), error
             # Ranks meet again and again, so none of them waits longer for the others than it may.
             met = self._ranks.gather((done, failure))
             if all(done for done, _ in met):
                 break
+        if defect is not None:
+            raise defect
         failures = [failure for _, failure in met if failure is not None]
         if not failures:
             return

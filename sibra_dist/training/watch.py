@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sibra_dist.errors import TrainingError
+
 NEVER = -1
 
 
@@ -18,6 +20,15 @@ class NotFinite(NamedTuple):
     """The one whose gradient was longest in that step, or where none was finite in the step before"""
     norm: float
     """And how long it was"""
+
+    def error(self, epoch: int, where: str, parameter: str) -> TrainingError:
+        """The error that ends the training, of what was found in an epoch at some example, and the parameter of that name."""
+        return TrainingError(
+            f"the loss or a gradient of epoch {epoch}, step {self.step} is not finite; first at {where}. The "
+            f"largest gradient before was that of {parameter}, of length {self.norm:.3g}. "
+            "Lower training.learning_rate, set training.clip_norm, or look for extreme values in numeric features; the last "
+            "checkpoint is kept"
+        )
 
 
 class Watch:

@@ -1,10 +1,12 @@
 """Where each rank is, so that one that waits in vain can say for whom.
 
 Every rank tells the others, once a second and through the store that torch.distributed keeps, what it is doing. They look
-only when a collective operation has failed, for instance because it took longer than `training.rank_timeout`.
+when a collective operation has failed, for instance because it took longer than `training.rank_timeout`; and somewhat
+before, as NCCL ends the process then, without an error that could be explained.
 """
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +18,11 @@ from torch.distributed import DistError, distributed_c10d
 from sibra_dist.errors import RankTimeoutError
 from sibra_dist.training.ranks import Ranks
 
+logger = logging.getLogger("sibra_dist")
+
 BEAT_SECONDS = 1.0
+WARNED_SHARE = 0.8
+"""Of the timeout, after which a rank that gets no further says what it may be waiting for"""
 SILENT_SECONDS = 5.0
 """A rank that has said nothing for so long does not run: it was stopped, or its machine is gone."""
 
@@ -37,9 +43,9 @@ class Place(NamedTuple):
 class Whereabouts:
     """Says where this rank is, and finds out where the others are."""
 
-    def __init__(self, ranks: Ranks) -> None:
-        """Nothing is told before `telling`."""
-        self._ranks = ranks
+    def __init__(self, ranks: Ranks, timeout: float) -> None:
+        """Nothing is told before `telling`; `timeout` is that of collective operations, in seconds."""
+        self._ranks, self._timeout = ranks, timeout
         self._place = Place("start", 0, 0, time.time())
 
     def note(self, phase: str, epoch: int, step: int) -> None:
@@ -61,11 +67,16 @@ class Whereabouts:
         done = threading.Event()
 
         def tell() -> None:
-            while True:
+            warned = None
+            while not done.is_set():
+                place, now = self._place, time.time()
                 with suppress(RuntimeError):  # the store's process has ended, and with it this training
-                    store.set(self._key(self._ranks.rank), json.dumps([*self._place, time.time()]))
-                if done.wait(BEAT_SECONDS):
-                    return
+                    store.set(self._key(self._ranks.rank), json.dumps([*place, now]))
+                if now - place.since > WARNED_SHARE * self._timeout and place != warned:
+                    warned, others = place, self._others(store)
+                    if others:
+                        logger.warning("%s: %s", self._waited(), others)
+                done.wait(BEAT_SECONDS)
 
         teller = threading.Thread(target=tell, name="whereabouts", daemon=True)
         teller.start()
@@ -74,20 +85,23 @@ class Whereabouts:
         except RuntimeError as error:
             if not (isinstance(error, DistError) or "gloo" in str(error)):
                 raise
-            raise RankTimeoutError(self._explained(store, error)) from error
+            others = self._others(store) or "every other rank is there as well"
+            raise RankTimeoutError(f"{self._waited()}: {others} ({' '.join(str(error).split())[-200:]})") from error
         finally:
             done.set()
             teller.join()
 
-    def _explained(self, store: Any, error: RuntimeError) -> str:
+    def _waited(self) -> str:
+        return f"rank {self._ranks.rank} has waited {time.time() - self._place.since:.0f} s in {self._place}"
+
+    def _others(self, store: Any) -> str:
+        """Where those are that this rank may be waiting for; empty if all are in the same place."""
         now = time.time()
-        waited = f"rank {self._ranks.rank} has waited {now - self._place.since:.0f} s in {self._place}"
-        reason = " ".join(str(error).split())[-200:]
         try:
             others = [self._described(store, rank, now) for rank in range(self._ranks.world) if rank != self._ranks.rank]
         except RuntimeError:
             others = ["rank 0, whose machine holds what ranks say of each other, cannot be reached"]
-        return f"{waited}: {'; '.join(filter(None, others)) or 'every other rank is there as well'} ({reason})"
+        return "; ".join(filter(None, others))
 
     def _described(self, store: Any, rank: int, now: float) -> str | None:
         """Where a rank is that this one may be waiting for; None: in the same place."""

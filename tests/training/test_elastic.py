@@ -56,7 +56,7 @@ def test_workers_come_and_go_with_the_machines_and_see_the_same_batches(
 
         def saved(self: Trainer, **how: bool) -> None:
             save(self, **how)
-            if self._leaving:
+            if self.requests._known:
                 announced.touch()
 
         Trainer._step, Trainer._save_checkpoint = noted, saved  # type: ignore[method-assign]

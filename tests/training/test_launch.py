@@ -154,7 +154,7 @@ def test_a_checkpoint_is_written_when_the_last_one_is_too_long_ago(planted: Path
 def test_machines_that_leave_are_a_reason_for_a_checkpoint_at_once_each(
     planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sibra_dist.training.loop.LEAVING_SECONDS", 0.0)
+    monkeypatch.setattr("sibra_dist.training.requests.LEAVING_SECONDS", 0.0)
     config = make_config(planted, training__epochs=1, training__keep_checkpoints=100)
     run, dataset = RunFolder(tmp_path / "run"), open_dataset(config.dataset)
     run.create(config, dataset)
