@@ -71,22 +71,30 @@ class Branch(nn.Module):
 class BatchNorm(nn.BatchNorm1d):
     """Batch normalisation that is right after few steps too: what it starts from does not count in its running statistics.
 
-    After n steps their starting values, mean 0 and variance 1, still have the weight (1 - momentum)^n. Where the statistics are
-    read it is taken from them again, as AdamW does with its moments; a model of large batches would else be judged by them.
+    They start from mean 0 and variance 1, which after n steps have the weight (1 - momentum)^n still. Where the statistics are
+    read that is taken from them again, as AdamW does with its moments; a model of large batches would else be judged by them.
     Given fewer than two rows to take statistics of, training uses the running ones.
     """
 
+    started: Tensor
+    """The weight of what they started from. A statistic like the others, which ranks average"""
+
+    def __init__(self, width: int) -> None:
+        """Normalise `width` columns."""
+        super().__init__(width)
+        self.register_buffer("started", torch.ones(()))
+
     def forward(self, input: Tensor) -> Tensor:
         """Normalise [n, width]."""
-        if self.training and input.shape[0] > 1:
-            return super().forward(input)
-        steps, mean, variance = self.num_batches_tracked, self.running_mean, self.running_var
-        assert steps is not None
+        mean, variance, momentum = self.running_mean, self.running_var, self.momentum
         assert mean is not None
         assert variance is not None
-        assert self.momentum is not None
-        start = torch.where(steps > 0, (1 - self.momentum) ** steps, 0)
-        mean, variance = mean / (1 - start), (variance - start) / (1 - start)
+        assert momentum is not None
+        if self.training and input.shape[0] > 1:
+            self.started *= 1 - momentum
+            return super().forward(input)
+        seen = 1 - self.started * (self.started < 1)
+        mean, variance = mean / seen, (variance - (1 - seen)) / seen
         return F.batch_norm(input, mean, variance, self.weight, self.bias, eps=self.eps)
 
 

@@ -75,7 +75,8 @@ class Whereabouts:
                 if now - place.since > WARNED_SHARE * self._timeout and place != warned:
                     warned, others = place, self._others(store)
                     if others:
-                        logger.warning("%s: %s", self._waited(), others)
+                        where = f"rank {self._ranks.rank} is since {now - place.since:.0f} s in {place}"
+                        logger.warning("no rank gets further: %s; %s", where, others)
                 done.wait(BEAT_SECONDS)
 
         teller = threading.Thread(target=tell, name="whereabouts", daemon=True)
@@ -86,13 +87,11 @@ class Whereabouts:
             if not (isinstance(error, DistError) or "gloo" in str(error)):
                 raise
             others = self._others(store) or "every other rank is there as well"
-            raise RankTimeoutError(f"{self._waited()}: {others} ({' '.join(str(error).split())[-200:]})") from error
+            waited = f"rank {self._ranks.rank} has waited {time.time() - self._place.since:.0f} s in {self._place}"
+            raise RankTimeoutError(f"{waited}: {others} ({' '.join(str(error).split())[-200:]})") from error
         finally:
             done.set()
             teller.join()
-
-    def _waited(self) -> str:
-        return f"rank {self._ranks.rank} has waited {time.time() - self._place.since:.0f} s in {self._place}"
 
     def _others(self, store: Any) -> str:
         """Where those are that this rank may be waiting for; empty if all are in the same place."""
