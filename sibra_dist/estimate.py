@@ -33,7 +33,7 @@ PROCESS_BYTES = 365 << 20
 KEPT_SHARE = 0.5
 """Of a step, what lies in gaps of the heap, as training on a CPU gives nothing back; as benchmarks/scale measures it"""
 GATHERED = 3
-"""Copies of all ranks' sparse gradients while they are added up: as they come, in one piece, sorted by row"""
+"""Copies of all ranks' sparse gradients of a table while they are added up: as they come, in one piece, sorted by row"""
 MOST_GPUS = 1024
 _SIZE = re.compile(r"([\d.]+)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
@@ -148,7 +148,7 @@ def rank_memory(config: TrainConfig, manifest: Manifest, workers: int, gpu_bytes
         allocator=round(step * KEPT_SHARE) if gpu_bytes is None else 0,
         evaluation=0 if apart else evaluation,
         checkpoint=rehearsed.parameters + rehearsed.optimizer,
-        communication=0 if workers == 1 else _largest_bucket(rehearsed.summed) + GATHERED * workers * rehearsed.gathered,
+        communication=0 if workers == 1 else _largest_bucket(rehearsed.summed) + GATHERED * rehearsed.gathered,
         data=data,
         data_on_gpu=on_gpu,
         # A candidate is read beside the model, and is gone when it is evaluated.
@@ -193,7 +193,11 @@ def estimate_table(found: Estimate) -> Group:
     title = f"{found.model} on {found.dataset}, {rank.workers} rank{'s' * (rank.workers > 1)}, tables {rank.held}"
     parts: list[RenderableType] = [Text(title), table, Text(f"each rank needs at most {told}")]
     if rank.validator:
-        parts.append(Text(f"the process that evaluates needs {shown_bytes(rank.validator)} besides, or as much of a spare GPU"))
+        parts.append(
+            Text(
+                f"the process that evaluates needs {shown_bytes(rank.validator)} besides; on a spare GPU, of that, and the data"
+            )
+        )
     if found.gpu_bytes is not None:
         for how, count in found.gpus.items():
             fits = f"fits on {count}" if count else f"does not fit on {MOST_GPUS}"

@@ -73,7 +73,7 @@ class Both:
         ]
         branches = ((self.ours.user_branch, self.dense.user_branch), (self.ours.item_branch, self.dense.item_branch))
         for mine, its in branches:
-            ours = {name: value for name, value in mine.layers.state_dict(keep_vars=True).items() if "started" not in name}
+            ours = {name: value for name, value in mine.layers.state_dict(keep_vars=True).items() if "seen" not in name}
             both = zip(ours.values(), its.state_dict(keep_vars=True).values(), strict=True)
             pairs += [(own, dense) for own, dense in both if own.is_floating_point()]
         return cast(list[tuple[Tensor, Tensor]], pairs)
@@ -118,7 +118,7 @@ def test_with_given_statistics_of_batch_normalisation_the_losses_are_equal_too(t
             its.copy_(as_in_dense(mine, its))
         for norm in both.ours.modules():
             if isinstance(norm, BatchNorm):
-                norm.started.zero_()  # then ours takes them as they are, as PyTorch's does from the first step on
+                norm.seen.fill_(1)  # then ours takes them as they are, as PyTorch's does from the first step on
     both.ours.eval()
     both.dense.eval()
     mine, its = both.losses(3)

@@ -16,7 +16,7 @@ from sibra_dist.data.dataset import open_dataset
 from sibra_dist.data.manifest import Manifest
 from sibra_dist.data.synthetic import SyntheticConfig, synthesize
 from sibra_dist.errors import ConfigError
-from sibra_dist.estimate import Estimate, estimate, read_bytes
+from sibra_dist.estimate import PROCESS_BYTES, Estimate, estimate, read_bytes
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.placement import size_of
 from sibra_dist.training.rehearsal import Allocations
@@ -92,7 +92,9 @@ def test_what_evaluates_apart_holds_the_whole_model(manifest_only: Path) -> None
 
     ranks, apart = rank(), rank("training.evaluate_on=apart")
     assert ranks.validator == apart.evaluation == 0
-    assert apart.validator > ranks.evaluation + 3 * apart.parameters
+    whole = estimated("sibrar-warm", manifest_only, "training.batch_size=64").rank.parameters
+    assert whole > 3 * apart.parameters
+    assert apart.validator == pytest.approx(PROCESS_BYTES + whole + max(whole, ranks.evaluation), rel=1e-4)
     assert apart.training <= ranks.training
 
 
@@ -145,6 +147,7 @@ def test_allocations_are_counted_until_they_are_freed() -> None:
         ("sibrar-warm", ["training.batch_size=1024"], 1),  # most of it activations
         ("sibrar-cold-item", ["training.batch_size=2048", "training.negatives=2", "training.table_updates=lazy"], 1),
         ("sibrar-cold-item", ["training.batch_size=2048", "training.negatives=2"], 2),
+        ("sibrar-cold-item", ["training.batch_size=4096", "training.negatives=2", "training.table_updates=lazy"], 2),
         ("sibrar-warm", ["training.batch_size=1024", "training.interaction_table=row_sharded"], 2),
         (
             "sibrar-cold-item",

@@ -69,20 +69,22 @@ class Branch(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation that is right after few steps too: what it starts from does not count in its running statistics.
+    """Batch normalisation whose running statistics are right after few steps too.
 
-    They start from mean 0 and variance 1, which after n steps have the weight (1 - momentum)^n still. Where the statistics are
-    read that is taken from them again, as AdamW does with its moments; a model of large batches would else be judged by them.
-    Given fewer than two rows to take statistics of, training uses the running ones.
+    They start from 0 and are divided by the weight that all batches so far have in them, 1 - (1 - momentum)^n after n, as the
+    moments of Adam are; a model that has made few steps of large batches is judged by what it has seen. Before the first
+    batch they are mean 0 and variance 1. Given fewer than two rows to take statistics of, training uses the running ones.
     """
 
-    started: Tensor
-    """The weight of what they started from. A statistic like the others, which ranks average"""
+    seen: Tensor
+    """The weight of all batches so far: a statistic like the others, which ranks average"""
 
     def __init__(self, width: int) -> None:
         """Normalise `width` columns."""
         super().__init__(width)
-        self.register_buffer("started", torch.ones(()))
+        assert self.running_var is not None
+        self.running_var.zero_()
+        self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise [n, width]."""
@@ -91,11 +93,11 @@ class BatchNorm(nn.BatchNorm1d):
         assert variance is not None
         assert momentum is not None
         if self.training and input.shape[0] > 1:
-            self.started *= 1 - momentum
+            self.seen += momentum * (1 - self.seen)
             return super().forward(input)
-        seen = 1 - self.started * (self.started < 1)
-        mean, variance = mean / seen, (variance - (1 - seen)) / seen
-        return F.batch_norm(input, mean, variance, self.weight, self.bias, eps=self.eps)
+        nothing = self.seen == 0
+        weight = self.seen + nothing
+        return F.batch_norm(input, mean / weight, (variance + nothing) / weight, self.weight, self.bias, eps=self.eps)
 
 
 def named_dropout(inputs: Tensor, rate: float, key: int, names: Tensor) -> Tensor:

@@ -20,9 +20,9 @@ from sibra_dist.data.user_batches import Shown
 # matrix, which lie in order (measured on one CPU at width 256; see benchmarks/README.md).
 SORTING_COST = 2.0
 
-# On a CPU, a sum that reads rows so many times over is computed some columns at a time, of which caches hold more rows: the
-# bits are the same, and it takes 0.3 to 0.8 of the time (width 256, 4,000 to 200,000 rows).
-READ_AGAIN, CACHED_WIDTH = 16, 32
+# On a CPU, a sum that reads rows of a table of at least so many bytes so many times over is computed some columns at a time, of
+# which caches hold more rows: the bits are the same, and it takes 0.3 to 0.8 of the time (width 256, 2,000 to 200,000 rows).
+READ_AGAIN, UNCACHED_BYTES, CACHED_WIDTH = 16, 2 * 2**20, 32
 
 # Streams of the hash under a step's key: who draws, how far a draw is turned, and the first of the rounds.
 _ROWS, _TURNS, _FIRST_ROUND = 1, 2, 3
@@ -199,7 +199,7 @@ class _BagSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,) = gradients
+        gradient = gradients[0].contiguous()  # else torch sums in another order
         entries, scattered, distinct = ctx.plan or plan_gradient(ctx.entries)
         if scattered is not None:
             rows, count = scattered
@@ -222,7 +222,7 @@ def _sums(table: Tensor, entries: Entries) -> Tensor:
     def summed(part: Tensor) -> Tensor:
         return F.embedding_bag(columns, part, starts, mode="sum", per_sample_weights=values)
 
-    if table.device.type == "cpu" and columns.numel() >= READ_AGAIN * len(table):
+    if table.device.type == "cpu" and table.nbytes >= UNCACHED_BYTES and columns.numel() >= READ_AGAIN * len(table):
         return torch.cat([summed(part.contiguous()) for part in table.split(CACHED_WIDTH, dim=1)], dim=1)
     return summed(table)
 

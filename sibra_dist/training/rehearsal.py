@@ -47,8 +47,8 @@ class Allocations(TorchDispatchMode):
         """Begin with none."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
-        self.sparse: list[tuple[Tensor, ...]] = []
-        """Indices and values of each sparse tensor that was made: without content, PyTorch lets go of them"""
+        self.sparse: list[tuple[int, Tensor, Tensor]] = []
+        """Rows, indices and values of each sparse tensor that was made: without content, PyTorch lets go of them"""
         self._known: set[int] = set()
 
     def __torch_dispatch__(
@@ -60,7 +60,8 @@ class Allocations(TorchDispatchMode):
             if isinstance(tensor, Tensor) and not isinstance(tensor, Drawn) and not tensor.is_sparse:
                 self._note(tensor.untyped_storage())
         if func is torch.ops.aten._sparse_coo_tensor_with_dims_and_tensors.default:
-            self.sparse.append(tuple(part for part in args if isinstance(part, Tensor)))
+            *_, size, indices, values = args
+            self.sparse.append((size[0], indices, values))
         return result
 
     def _note(self, storage: torch.UntypedStorage) -> None:
@@ -91,7 +92,7 @@ class Rehearsal:
     summed: list[int]
     """Those that ranks add up in buckets"""
     gathered: int
-    """Of the gradients, the sparse ones, which ranks gather"""
+    """Of all ranks, the sparse gradients of one table: they are gathered before they are added up"""
     optimizer: int
     """Its moments"""
     resident: int
@@ -138,7 +139,7 @@ def rehearse(config: TrainConfig, manifest: Manifest, world: int = 1, *, data_on
         if model.trainable and config.training.epochs:
             batches = make_batches(config, data, model, ranks)
             resident = counted.live - held
-            trained = _rehearse_step(config, batches, model, data_on_device, counted)
+            trained = _rehearse_step(config, batches, model, world, data_on_device, counted)
         with META:
             # Evaluation computes the same where tables are divided; what travels for a tile is little.
             model = build_model(config.model, data, config.seed)
@@ -155,7 +156,12 @@ _UNTRAINED: dict[str, Any] = {
 
 
 def _rehearse_step(
-    config: TrainConfig, batches: Batches | UserBatches, model: Recommender, data_on_device: bool, counted: Allocations
+    config: TrainConfig,
+    batches: Batches | UserBatches,
+    model: Recommender,
+    world: int,
+    data_on_device: bool,
+    counted: Allocations,
 ) -> dict[str, Any]:
     """What `Rehearsal` holds of a step, by name."""
     training = config.training
@@ -179,7 +185,7 @@ def _rehearse_step(
             losses = losses + auxiliary
         (losses * batch.weights).sum().backward()
         computing = counted.peak - before
-        sparse = [sum(part.nbytes for part in parts) for parts in counted.sparse]
+        sparse = [(indices.nbytes + values.nbytes, rows / max(len(values), 1)) for rows, indices, values in counted.sparse]
         counted.sparse.clear()
         optimizer = LazyAdamW(model.parameters(), training.learning_rate, training.weight_decay)
         optimizer.step()
@@ -187,16 +193,18 @@ def _rehearse_step(
     divided = {name for name, table in tables_of(model).items() if table.divided}
     gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
     dense = {name: gradient.nbytes for name, gradient in gradients.items() if not gradient.is_sparse}
+    # Where all ranks have all rows, a gradient is in the end of the rows that any of them has touched.
+    touched = [round(size * (1 if divided else min(world, times))) for size, times in sparse]
     _replace_parameters(model, on_meta)
     _replace_buffers(model, statistics)
     return {
-        "gradients": [*dense.values(), *sparse],
+        "gradients": [*dense.values(), *touched],
         "summed": [size for name, size in dense.items() if name not in divided],
-        "gathered": 0 if divided else sum(sparse),
+        "gathered": 0 if divided else world * max((size for size, _ in sparse), default=0),
         "optimizer": state,
         "reading": reading,
         "read": read,
-        "step": max(computing, sum(dense.values()) + sum(sparse) + UPDATED * max(sparse, default=0)),
+        "step": max(computing, sum(dense.values()) + sum(touched) + UPDATED * max(touched, default=0)),
     }
 
 

@@ -73,8 +73,9 @@ class Whereabouts:
                 with suppress(RuntimeError):  # the store's process has ended, and with it this training
                     store.set(self._key(self._ranks.rank), json.dumps([*place, now]))
                 if now - place.since > WARNED_SHARE * self._timeout and place != warned:
-                    warned, others = place, self._others(store)
+                    others = self._others(store)
                     if others:
+                        warned = place
                         where = f"rank {self._ranks.rank} is since {now - place.since:.0f} s in {place}"
                         logger.warning("no rank gets further: %s; %s", where, others)
                 done.wait(BEAT_SECONDS)

@@ -44,6 +44,22 @@ def test_running_statistics_are_those_of_what_was_seen_however_little() -> None:
     torch.testing.assert_close(norm.eval()(inputs), (inputs - mean) / (variance + norm.eps).sqrt())
 
 
+@pytest.mark.parametrize("ranks", [3, 12, 19])
+def test_ranks_that_have_seen_nothing_average_to_nothing(ranks: int) -> None:
+    """As `Ranks.reduce_step` averages: each rank's share is added up, and 12 times 1/12 is less than 1 in float32."""
+    norm = BatchNorm(3).train()
+    inputs = torch.tensor([[1.0, -2.0, 0.5]])
+    for _ in range(3):
+        norm(inputs)
+        for statistic in norm.buffers():
+            if statistic.is_floating_point():
+                share = statistic / ranks
+                statistic.zero_()
+                for _ in range(ranks):
+                    statistic += share
+    torch.testing.assert_close(norm.eval()(inputs), inputs / (1 + norm.eps) ** 0.5)
+
+
 def test_a_row_of_zeros_has_an_ordinary_gradient() -> None:
     """It has no direction: torch's own `normalize` would divide the gradient by 1e-12."""
     branch = Branch(BranchConfig(input_size=4, hidden_sizes=(), input_dropout=0.0, output_activation=False), 3)

@@ -20,6 +20,7 @@ from sibra_dist.errors import ConfigError
 from sibra_dist.models import histories
 from sibra_dist.models.encoder import Encoder, EncoderConfig
 from sibra_dist.models.encoders import build_encoder, presence
+from sibra_dist.models.histories import Entries, bag_sum
 from sibra_dist.models.interactions import InteractionsEncoder
 from sibra_dist.models.weighting import Weighting
 
@@ -504,3 +505,24 @@ def test_a_weighting_that_the_weights_do_not_allow_is_refused() -> None:
     raw = EncoderConfig(weighting="raw", activation=False)
     encoder = InteractionsEncoder(*sides(dense, weights), 2, raw)
     torch.testing.assert_close(rows_read(encoder, torch.arange(2)), weights / math.sqrt(7 / 4))
+
+
+@pytest.mark.parametrize("width", [32, 40, 100, 256])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_sums_some_columns_at_a_time_have_the_same_bits(width: int, weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(width)
+    table = torch.randn(50, width, generator=generator)
+    columns = torch.randint(50, (4000,), generator=generator, dtype=torch.int32)
+    starts = torch.arange(0, 4000, 40)
+    entries = Entries(columns, starts, torch.rand(4000, generator=generator) if weighted else None)
+
+    def found(uncached: int) -> tuple[Tensor, Tensor]:
+        monkeypatch.setattr(histories, "UNCACHED_BYTES", uncached)
+        weight = table.clone().requires_grad_()
+        sums = bag_sum(weight, entries)
+        # A gradient that does not lie in rows, as that of a transposed product.
+        (sums.T @ torch.randn(len(starts), 3, generator=torch.Generator().manual_seed(1))).square().sum().backward()
+        assert weight.grad is not None
+        return sums.detach(), weight.grad
+
+    assert all(map(torch.equal, found(0), found(2**40)))

@@ -83,7 +83,8 @@ def sibrar_branch(layers: torch.nn.Sequential, z: Tensor) -> Tensor:
     first, second, norm, third = layers[0], layers[2], layers[3], layers[5]
     hidden = torch.relu(first.weight @ (z / z.norm()) + first.bias)
     hidden = second.weight @ hidden + second.bias
-    hidden = (hidden - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias
+    mean, variance = (norm.running_mean / norm.seen, norm.running_var / norm.seen) if norm.seen else (0.0, torch.ones(()))
+    hidden = (hidden - mean) / (variance + norm.eps).sqrt() * norm.weight + norm.bias
     return torch.relu(third.weight @ torch.relu(hidden) + third.bias)
 
 
@@ -131,6 +132,8 @@ def test_recipe_is_the_function_of_its_paper(paper: str, dataset: Dataset) -> No
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm1d):
             module.running_mean.normal_(generator=torch.Generator().manual_seed(1))
+            module.running_var.fill_(1.5)
+            module.seen.fill_(0.75)
     batch = batch_of(model, dataset)
     combination = torch.randn(batch.items.shape, generator=torch.Generator().manual_seed(0)).double()
     scores = model(batch).scores
