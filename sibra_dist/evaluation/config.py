@@ -7,14 +7,14 @@ from pydantic import Field, model_validator
 from sibra_dist.config import Config
 from sibra_dist.data.presence import Shares
 from sibra_dist.errors import nearest
-from sibra_dist.evaluation.metrics import CATALOG_METRICS, USER_METRICS
+from sibra_dist.evaluation.metrics import CATALOG_METRICS, USER_METRICS, at_cutoffs
 
 KNOWN_METRICS = (*USER_METRICS, *CATALOG_METRICS)
 Cutoff = Annotated[int, Field(ge=1)]
 
 
 class EvaluationConfig(Config):
-    """Metrics, and the tiles in which they are computed. Every metric is computed at every cutoff."""
+    """Metrics, and the tiles in which they are computed. Every metric is computed at every cutoff, if it has one."""
 
     metrics: tuple[str, ...] = ("ndcg", "recall", "precision", "map", "hit_rate", "mrr", "coverage")
     cutoffs: tuple[Cutoff, ...] = (1, 5, 10, 20)
@@ -34,5 +34,5 @@ class EvaluationConfig(Config):
 
     @property
     def names(self) -> list[str]:
-        """Every metric at every cutoff: `ndcg@10` and so on."""
-        return [f"{metric}@{cutoff}" for metric in self.metrics for cutoff in self.cutoffs]
+        """Every metric at every cutoff, `ndcg@10` and so on; once, where it has none."""
+        return at_cutoffs(self.metrics, self.cutoffs)
