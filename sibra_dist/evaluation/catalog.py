@@ -67,7 +67,7 @@ class Catalog:
 
 
 def of_listed(values: Tensor, items: Tensor) -> Tensor:
-    """The values [C] of listed candidates [U, K], zero where there is no candidate (-1)."""
+    """The values [C] of listed candidates, of any shape; zero where there is no candidate (-1)."""
     if not len(values):
         return values.new_zeros(items.shape)
     return values[items.clamp(min=0)].masked_fill_(items < 0, 0)

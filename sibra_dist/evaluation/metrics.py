@@ -233,10 +233,11 @@ class CatalogTallies(_Sums):
             shown = items[:, :k]
             self.exposure[number] += torch.bincount(shown[shown >= 0], minlength=len(self._catalog.popularity))
             self.full[number] += (shown >= 0).all(dim=1).sum()
-            self.hits[number] += _by_group(in_tail[:, :k][hits[:, :k]])
-        self.relevant += _by_group(self._catalog.long_tail[relevant])
-        self.candidates += len(items) * _by_group(self._catalog.long_tail)
-        self.candidates -= _by_group(self._catalog.long_tail[masked[masked >= 0]])
+            self.hits[number] += _by_group(in_tail[:, :k], hits[:, :k])
+        long_tail = self._catalog.long_tail
+        self.relevant += _by_group(of_listed(long_tail, relevant), relevant >= 0)
+        self.candidates += len(items) * _by_group(long_tail, torch.ones_like(long_tail))
+        self.candidates -= _by_group(of_listed(long_tail, masked), masked >= 0)
         self.num_users += len(items)
 
     def compute(self) -> dict[str, float]:
@@ -257,9 +258,9 @@ class CatalogTallies(_Sums):
         return found
 
 
-def _by_group(in_tail: Tensor) -> Tensor:
-    """How many are in the head, and how many in the long tail: int64 [2] of bool [n]."""
-    return torch.stack([(~in_tail).sum(), in_tail.sum()])
+def _by_group(in_tail: Tensor, counted: Tensor) -> Tensor:
+    """How many of those counted are in the head, and how many in the long tail: int64 [2] of bool of any shape."""
+    return torch.stack([(counted & ~in_tail).sum(), (counted & in_tail).sum()])
 
 
 def _pair(groups: Tensor) -> tuple[int, int]:
