@@ -1,12 +1,16 @@
 """What training knows of a split's candidates: how popular each is, and whether it belongs to the long tail."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Self
 
 import torch
 from torch import Tensor
+
+from sibra_dist.data.dataset import Feature
+from sibra_dist.evaluation.diversity import Directions
 
 HEAD_PARTS = 5
 """The head holds one of so many parts of the training interactions: 20 %."""
@@ -26,9 +30,11 @@ class Catalog:
     """training interactions, with whatever item"""
     least_popularity: int
     """training interactions of the item that has fewest, of those that have any; 0 where there are none"""
+    directions: Mapping[str, Directions] = field(default_factory=dict)
+    """of the features that metrics read, by name"""
 
     @classmethod
-    def of(cls, popularity: Tensor, candidates: Tensor, num_users: int) -> Self:
+    def of(cls, popularity: Tensor, candidates: Tensor, num_users: int, features: Mapping[str, Feature] | None = None) -> Self:
         """Describe some candidates, int64 [C], of all items, given each item's training interactions: int64 [I].
 
         The head is made of whole items, from the most popular one down (of equally popular ones the lower item first), until
@@ -47,6 +53,7 @@ class Catalog:
             num_users=num_users,
             num_interactions=total,
             least_popularity=int(seen.min()) if len(seen) else 0,
+            directions={name: Directions.of(feature, candidates) for name, feature in (features or {}).items()},
         )
 
     @cached_property

@@ -7,9 +7,8 @@ from pydantic import Field, model_validator
 from sibra_dist.config import Config
 from sibra_dist.data.presence import Shares
 from sibra_dist.errors import nearest
-from sibra_dist.evaluation.metrics import CATALOG_METRICS, USER_METRICS, at_cutoffs
+from sibra_dist.evaluation.metrics import KNOWN_METRICS, at_cutoffs, is_metric
 
-KNOWN_METRICS = (*USER_METRICS, *CATALOG_METRICS)
 Cutoff = Annotated[int, Field(ge=1)]
 
 
@@ -28,7 +27,7 @@ class EvaluationConfig(Config):
     @model_validator(mode="after")
     def _metrics_are_known(self) -> Self:
         for name in self.metrics:
-            if name not in KNOWN_METRICS:
+            if not is_metric(name):
                 raise ValueError(f"metric {name!r} is not known; {nearest(name, KNOWN_METRICS)}")
         return self
 

@@ -12,13 +12,21 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from sibra_dist.data.dataset import Csr, Dataset, HeldOut
+from sibra_dist.data.dataset import Csr, Dataset, Feature, HeldOut
 from sibra_dist.data.presence import Hidden, parse_hide
 from sibra_dist.data.transfer import to_device
+from sibra_dist.errors import ConfigError, nearest
 from sibra_dist.evaluation.catalog import Catalog
 from sibra_dist.evaluation.comparisons import rank_and_compare
 from sibra_dist.evaluation.config import EvaluationConfig
-from sibra_dist.evaluation.metrics import OVER_ALL_CANDIDATES, CatalogTallies, UserAverages, parse_metric, split_metrics
+from sibra_dist.evaluation.metrics import (
+    OVER_ALL_CANDIDATES,
+    CatalogTallies,
+    UserAverages,
+    features_of,
+    parse_metric,
+    split_metrics,
+)
 from sibra_dist.evaluation.ranking import NotANumberError, hits, mask_, rank
 from sibra_dist.evaluation.user_metrics import Lists
 from sibra_dist.models.base import Recommender
@@ -67,7 +75,7 @@ def evaluate(
         each_values: likewise, with the values of `UserAverages.per_user` for the first metrics of `split_metrics(names)`.
 
     Raises:
-        ConfigError: a metric or a hidden modality is not known.
+        ConfigError: a metric, its feature or a hidden modality is not known.
         SibraError: a score is NaN; the message names the user and the item.
     """
     names = config.names if names is None else names
@@ -80,7 +88,8 @@ def evaluate(
     user_names, catalog_names = split_metrics(names)
     averages = UserAverages(user_names).to(device)
     num_trained = int(dataset.users.histories.lengths().count_nonzero())
-    catalog = to_device(Catalog.of(dataset.items.histories.lengths(), candidates, num_trained), device)
+    features = {name: _feature(dataset, name) for name in features_of(names)}
+    catalog = to_device(Catalog.of(dataset.items.histories.lengths(), candidates, num_trained, features), device)
     tallies = CatalogTallies(catalog_names, catalog).to(device)
     parsed = [parse_metric(metric) for metric in names]
     k = max(1, *(cutoff for _, cutoff in parsed))
@@ -124,6 +133,16 @@ def evaluate(
     counts["items_without_modality"] = model.without_modality(items=True, hidden=hidden_items)
     found |= tallies.compute()
     return Evaluation({name: found[name] for name in names}, counts)
+
+
+def _feature(dataset: Dataset, name: str) -> Feature:
+    """A feature of the items in which two of them can be compared."""
+    known = [feature for feature, held in dataset.items.features.items() if held.spec.kind != "numeric"]
+    if name not in known:
+        raise ConfigError(
+            f"evaluation.metrics: items have no category, tags or vector {name!r} to be diverse in; {nearest(name, known)}"
+        )
+    return dataset.items.features[name]
 
 
 def _encode_items(model: Recommender, items: Tensor, hidden: Hidden, ranks: tuple[int, int]) -> Tensor:

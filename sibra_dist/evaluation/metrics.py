@@ -7,17 +7,17 @@ taken over integers, whose addition is associative: what is no whole number is f
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
-import torch.distributed
 from torch import Tensor
-from torchmetrics import Metric
 
 from sibra_dist.errors import ConfigError, SibraError, nearest
 from sibra_dist.evaluation import catalog_metrics, user_metrics
 from sibra_dist.evaluation.catalog import Catalog, of_listed
 from sibra_dist.evaluation.catalog_metrics import Shown
 from sibra_dist.evaluation.comparisons import Comparisons
+from sibra_dist.evaluation.sums import Sums
 from sibra_dist.evaluation.user_metrics import Lists
 
 # Users' values are multiples of 2**-36 when they are summed, so a mean is off by no more than 2**-37 (7e-12). Their whole parts
@@ -28,6 +28,8 @@ MAX_USERS = 2**27 - 1
 UserMetric = Callable[[Lists, int], Tensor]
 """(lists of U users, k) -> float64 [U]"""
 CatalogMetric = Callable[[Shown], float]
+FeatureMetric = Callable[[Lists, int, str], Tensor]
+"""(lists of U users, k, name of a feature of the items) -> float64 [U]"""
 
 USER_METRICS: dict[str, UserMetric] = {
     "ndcg": user_metrics.ndcg,
@@ -52,8 +54,24 @@ CATALOG_METRICS: dict[str, CatalogMetric] = {
     "pop_reo": catalog_metrics.pop_reo,
     "pop_rsp": catalog_metrics.pop_rsp,
 }
+FEATURE_METRICS: dict[str, FeatureMetric] = {"ild": user_metrics.ild}
+"""The metrics of users that are named with a feature: `ild:genres`."""
 OVER_ALL_CANDIDATES = ("auc",)
 """The metrics that compare all candidates, rather than read the first k: they have no cutoff."""
+KNOWN_METRICS = (*USER_METRICS, *CATALOG_METRICS, *(f"{name}:FEATURE" for name in FEATURE_METRICS))
+
+
+def of_users(name: str) -> UserMetric | None:
+    """The metric of users with a name, such as `ndcg` or `ild:genres`; None if there is none."""
+    kind, _, feature = name.partition(":")
+    if feature and kind in FEATURE_METRICS:
+        return partial(_of_feature, FEATURE_METRICS[kind], feature)
+    return USER_METRICS.get(name)
+
+
+def is_metric(name: str) -> bool:
+    """Whether there is a metric, of users or of the catalogue, with a name."""
+    return name in CATALOG_METRICS or of_users(name) is not None
 
 
 def parse_metric(metric: str) -> tuple[str, int]:
@@ -68,9 +86,8 @@ def parse_metric(metric: str) -> tuple[str, int]:
         ConfigError: the name is not known, or there is no such cutoff.
     """
     name, at, cutoff = metric.partition("@")
-    known = [*USER_METRICS, *CATALOG_METRICS]
-    if name not in known:
-        raise ConfigError(f"there is no metric {name!r} (in {metric!r}); {nearest(name.lower(), known)}")
+    if not is_metric(name):
+        raise ConfigError(f"there is no metric {name!r} (in {metric!r}); {nearest(name.lower(), KNOWN_METRICS)}")
     if name in OVER_ALL_CANDIDATES:
         if at:
             raise ConfigError(f"the metric {metric!r} is over all candidates, so it has no cutoff; write {name}")
@@ -95,27 +112,21 @@ def at_cutoffs(names: Sequence[str], cutoffs: Sequence[int]) -> list[str]:
 def split_metrics(metrics: Sequence[str]) -> tuple[list[str], list[str]]:
     """The metrics that average over users, and those of the catalogue, each in the given order; see `parse_metric`."""
     names = [parse_metric(metric)[0] for metric in metrics]
-    of_users = [metric for metric, name in zip(metrics, names, strict=True) if name in USER_METRICS]
-    return of_users, [metric for metric, name in zip(metrics, names, strict=True) if name in CATALOG_METRICS]
+    users = [metric for metric, name in zip(metrics, names, strict=True) if name not in CATALOG_METRICS]
+    return users, [metric for metric, name in zip(metrics, names, strict=True) if name in CATALOG_METRICS]
 
 
-class _Sums(Metric):
-    """A metric whose states are int64 sums, added up over the ranks when its value is computed."""
-
-    full_state_update = False
-
-    def __init__(self) -> None:
-        # Summing in the collective itself holds one copy of a state, where torchmetrics' default gathers one a rank. No
-        # cache: a rank that returned a cached value would leave the others waiting in the collective.
-        super().__init__(dist_sync_fn=_all_reduce, compute_with_cache=False)
-
-    @property
-    def update_called(self) -> bool:
-        """True: a rank without users has nothing to update with, and torchmetrics would warn that its zeros are wrong."""
-        return True
+def features_of(metrics: Sequence[str]) -> list[str]:
+    """The features of items that metrics read, each once."""
+    named = [parse_metric(metric)[0].partition(":")[2] for metric in metrics]
+    return list(dict.fromkeys(feature for feature in named if feature))
 
 
-class UserAverages(_Sums):
+def _of_feature(metric: FeatureMetric, feature: str, lists: Lists, k: int) -> Tensor:
+    return metric(lists, k, feature)
+
+
+class UserAverages(Sums):
     """Averages of `metrics` (`name@k`) over the users of all ranks that have something relevant; the others are counted.
 
     Every user is given to one rank, once.
@@ -129,7 +140,7 @@ class UserAverages(_Sums):
     def __init__(self, metrics: Sequence[str]) -> None:
         super().__init__()
         self.metrics = tuple(metrics)
-        self._parsed = [parse_metric(metric) for metric in metrics]
+        self._parsed = [(measure, k) for name, k in map(parse_metric, metrics) if (measure := of_users(name)) is not None]
         for name in ("wholes", "fractions"):
             self.add_state(name, torch.zeros(len(self.metrics), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("num_users", torch.tensor(0), dist_reduce_fx="sum")
@@ -149,10 +160,10 @@ class UserAverages(_Sums):
         """
         lists = Lists(hits, num_relevant, items, catalog, comparisons)
         values = hits.new_empty((len(hits), len(self._parsed)), dtype=torch.float64)
-        for column, (name, k) in enumerate(self._parsed):
+        for column, (measure, k) in enumerate(self._parsed):
             if hits.shape[1] < k:
-                raise ValueError(f"{name}@{k} of lists of {hits.shape[1]}")
-            values[:, column] = USER_METRICS[name](lists, k)
+                raise ValueError(f"{self.metrics[column]} of lists of {hits.shape[1]}")
+            values[:, column] = measure(lists, k)
         return values.masked_fill_((num_relevant == 0)[:, None], torch.nan)
 
     def update(
@@ -193,7 +204,7 @@ class UserAverages(_Sums):
         }
 
 
-class CatalogTallies(_Sums):
+class CatalogTallies(Sums):
     """Catalogue `metrics` (`name@k`) of what the users of all ranks are recommended.
 
     The catalogue of the candidates stays on the device where it is, and that is where the metric is to be.
@@ -266,10 +277,3 @@ def _by_group(in_tail: Tensor, counted: Tensor) -> Tensor:
 def _pair(groups: Tensor) -> tuple[int, int]:
     head, tail = groups.tolist()
     return head, tail
-
-
-def _all_reduce(state: Tensor, group: torch.distributed.ProcessGroup | None = None) -> list[Tensor]:
-    """The sum over the ranks, as the list of addends that torchmetrics expects and adds up."""
-    total = state.clone()
-    torch.distributed.all_reduce(total, group=group)
-    return [total]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sibra_dist.evaluation.catalog import Catalog, of_listed
 from sibra_dist.evaluation.comparisons import Comparisons
+from sibra_dist.evaluation.diversity import mean_distance
 
 TERM_BITS = 40
 
@@ -136,6 +137,17 @@ def efd(lists: Lists, k: int) -> Tensor:
     more novel ones; 0 without hits.
     """
     return _discovery(lists, k, lists.shown(k)[1].information)
+
+
+def ild(lists: Lists, k: int, feature: str) -> Tensor:
+    """Intra-list diversity over a feature: the mean of 1 - cosine over the pairs of the list's items that have the feature.
+
+    Smyth & McClave, ICCBR 2001, with cosine distances. Tags are vectors of zeros and ones, and two categories are at a distance
+    of 1, or of 0 where they are the same. In [0, 1], of vectors with negative coordinates in [0, 2]; higher is more diverse;
+    0 where no two items of the list have the feature.
+    """
+    items, catalog = lists.shown(k)
+    return mean_distance(catalog.directions[feature], items)
 
 
 def _discovery(lists: Lists, k: int, novelty: Tensor) -> Tensor:

@@ -103,10 +103,10 @@ class TrainingConfig(Config):
         if self.loss not in LOSSES:
             raise ValueError(f"loss {self.loss!r} is not known; {nearest(self.loss, LOSSES)}")
         try:
-            of_users, _ = split_metrics([self.monitor])
+            averaged, _ = split_metrics([self.monitor])
         except ConfigError as error:
             raise ValueError(f"monitor: {error}") from error
-        if not of_users:
+        if not averaged:
             raise ValueError(f"monitor {self.monitor!r} is none of {', '.join(USER_METRICS)}, such as ndcg@10")
         return self
 

@@ -90,7 +90,7 @@ def test_tiles_are_seen_one_by_one_and_every_user_once(tmp_path: Path) -> None:
     assert sum(recalls) / len(recalls) == pytest.approx(whole)
 
 
-EVERY_METRIC = (*USER_METRICS, *CATALOG_METRICS)
+EVERY_METRIC = (*USER_METRICS, *CATALOG_METRICS, "ild:tags", "ild:cover")
 
 
 @pytest.mark.parametrize("protocol", ["cold_item", "random"])
@@ -128,6 +128,27 @@ def test_values_of_users_are_seen_tile_by_tile_and_average_to_the_metrics(tmp_pa
     assert torch.cat(users).tolist() == dataset.held_out["test"][0].tolist()
     averages = torch.cat(values).nanmean(dim=0).tolist()
     assert averages == pytest.approx([whole[name] for name in at_cutoffs([*USER_METRICS], [5])], abs=1e-10)
+
+
+@pytest.mark.parametrize(("feature", "hint"), [("tag", r"did you mean tags\?"), ("year", "known here: cover, tags")])
+def test_a_feature_that_items_lack_is_refused(tmp_path: Path, feature: str, hint: str) -> None:
+    dataset = open_dataset(write_planted(tmp_path / "dataset"))
+    model = build_model(RandomConfig(), dataset, seed=0).eval()
+    with pytest.raises(ConfigError, match=f"no category, tags or vector '{feature}' to be diverse in; {hint}"):
+        evaluate(model, dataset, "test", EvaluationConfig(metrics=(f"ild:{feature}",)))
+
+
+def test_diversity_is_that_of_the_listed_items(tmp_path: Path) -> None:
+    """With cold items, so that candidates are counted otherwise than items. Tags are the item's group and one of all."""
+    dataset = open_dataset(write_planted(tmp_path / "dataset", protocol="cold_item"))
+    model = build_model(PopConfig(), dataset, seed=0).eval()
+    found = evaluate(model, dataset, "test", EvaluationConfig(metrics=("ild:tags",), cutoffs=(3,)))
+    # All tie, and nobody has seen any: everyone gets the first three candidates.
+    first = dataset.candidates("test")[:3].tolist()
+    tags = [own for item in first if (own := lists(dataset, "items", "tags")[item])]
+    distances = [1 - len(one & other) / 2 for place, one in enumerate(tags) for other in tags[:place]]
+    assert distances
+    assert found.metrics["ild:tags@3"] == pytest.approx(sum(distances) / len(distances), abs=1e-5)
 
 
 class Diverged(Recommender):

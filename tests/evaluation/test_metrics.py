@@ -28,6 +28,7 @@ from sibra_dist.evaluation.metrics import (
     CatalogTallies,
     UserAverages,
     at_cutoffs,
+    features_of,
     parse_metric,
     split_metrics,
 )
@@ -37,7 +38,7 @@ from sibra_dist.evaluation.user_metrics import Lists
 # -------------------------------------------------------------------------------------------------------------- names
 
 
-@pytest.mark.parametrize("metric", ["ndcg@10", "hit_rate@1", "coverage@100", "user_coverage@7"])
+@pytest.mark.parametrize("metric", ["ndcg@10", "hit_rate@1", "coverage@100", "user_coverage@7", "ild:genres@3"])
 def test_known_metrics_are_parsed(metric: str) -> None:
     name, k = parse_metric(metric)
     assert f"{name}@{k}" == metric
@@ -65,6 +66,10 @@ def test_the_configuration_accepts_every_metric() -> None:
         ("ndcg@10/sampled-100", "positive whole number"),
         ("auc/sampled-100", "known here: aclt"),
         ("popreo@5", "did you mean pop_reo?"),
+        ("ild@10", "ild:FEATURE"),
+        ("ild:@10", "ild:FEATURE"),
+        ("ndcg:genres@10", "there is no metric 'ndcg:genres'"),
+        ("ild:genres", "write for example ild:genres@10"),
         ("ndcg", "write for example ndcg@10"),
         ("ndcg@", "positive whole number"),
         ("ndcg@0", "positive whole number"),
@@ -82,8 +87,12 @@ def test_other_names_are_refused_with_what_to_write(metric: str, message: str) -
 
 
 def test_metrics_are_split_by_what_they_measure_and_keep_their_order() -> None:
-    names = ["gini@5", "recall@10", "coverage@10", "ndcg@5"]
-    assert split_metrics(names) == (["recall@10", "ndcg@5"], ["gini@5", "coverage@10"])
+    names = ["gini@5", "recall@10", "coverage@10", "ndcg@5", "ild:genres@2", "auc"]
+    assert split_metrics(names) == (["recall@10", "ndcg@5", "ild:genres@2", "auc"], ["gini@5", "coverage@10"])
+
+
+def test_features_that_metrics_read_are_named_once() -> None:
+    assert features_of(["ild:genres@5", "ndcg@5", "ild:cover@5", "ild:genres@10"]) == ["genres", "cover"]
 
 
 def test_no_name_is_in_both_tables() -> None:

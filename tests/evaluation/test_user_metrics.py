@@ -13,7 +13,7 @@ from torchmetrics.functional import retrieval
 
 from sibra_dist.evaluation.catalog import Catalog
 from sibra_dist.evaluation.comparisons import Comparisons
-from sibra_dist.evaluation.metrics import CATALOG_METRICS, USER_METRICS
+from sibra_dist.evaluation.metrics import CATALOG_METRICS, FEATURE_METRICS, USER_METRICS
 from sibra_dist.evaluation.user_metrics import Lists
 
 # Relevance of all candidates of one user in ranked order, at least one relevant.
@@ -136,7 +136,7 @@ def test_metric_says_what_it_lacks(name: str) -> None:
         USER_METRICS[name](Lists(torch.zeros(1, 3, dtype=torch.bool), torch.tensor([1])), 3)
 
 
-@pytest.mark.parametrize("function", [*USER_METRICS.values(), *CATALOG_METRICS.values()])
+@pytest.mark.parametrize("function", [*USER_METRICS.values(), *FEATURE_METRICS.values(), *CATALOG_METRICS.values()])
 def test_metric_says_its_direction_and_its_empty_case(function: Callable[..., object]) -> None:
     text = " ".join((function.__doc__ or "").lower().split())
     assert "higher is" in text or "lower is" in text
