@@ -28,10 +28,14 @@ ROOMS = {
     "describe": ("description", "data"),
     "catalogue": ("models", "data"),
     "report": ("training", "evaluation", "data", "describe", "description"),
+    "report_groups": (),
     "estimate": ("training", "data"),
     "terminal": ("training", "data"),
     "cli": ("commands", "terminal"),
-    "commands": ("terminal", "etl", "data", "training", "evaluation", "describe", "report", "catalogue", "estimate"),
+    "commands": (
+        *("terminal", "etl", "data", "training", "evaluation", "describe", "catalogue", "estimate"),
+        *("report", "report_groups"),
+    ),
 }
 ENGINES = {
     "pyspark": ("etl",),

@@ -87,6 +87,7 @@ def evaluate(
     from sibra_dist.data.presence import read_hide
     from sibra_dist.data.storage import Place
     from sibra_dist.report import evaluation_table
+    from sibra_dist.report_groups import groups_table
     from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run, read_evaluation
     from sibra_dist.training.run_folder import open_run
 
@@ -98,7 +99,9 @@ def evaluate(
         from sibra_dist.training.ray_train import evaluate_on_ray
 
         evaluate_on_ray(folder, settings, request, workers)
-    console.print(evaluation_table(read_evaluation(folder, request)), soft_wrap=True)
+    result = read_evaluation(folder, request)
+    console.print(evaluation_table(result), soft_wrap=True)
+    console.print(groups_table(result), soft_wrap=True)
 
 
 def tune(

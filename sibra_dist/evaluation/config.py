@@ -21,6 +21,8 @@ class EvaluationConfig(Config):
     """Users ranked at once. Ranks share out whole tiles, so that every tile is computed alike on any number of ranks."""
     item_tile: Annotated[int, Field(ge=1)] = 65536
     """Candidates scored at once."""
+    max_groups: Annotated[int, Field(ge=1)] = 20
+    """Results tell of the groups of users that a category feature makes if it has at most so many values."""
     hide: Shares = {}
     """Share of the entities from which a modality is hidden, by name: `items.genres: 0.25`."""
 

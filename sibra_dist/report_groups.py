@@ -1,0 +1,34 @@
+"""Tables of an evaluation by group of users, that a person reads."""
+
+from typing import Any
+
+from rich.console import Group
+from rich.table import Column, Table
+from rich.text import Text
+
+CUTOFF = 10
+
+
+def groups_table(result: dict[str, Any]) -> Group:
+    """A table for each grouping of users: the metrics of each group at one cutoff, and the gap between groups.
+
+    The cutoff is 10 if there is one of 10, else the greatest; `result`, as `metrics.json` has it, tells all of them. Nothing
+    where it tells of no groups.
+    """
+    tables = [part for name, found in result.get("groups", {}).items() for part in (Text(), _table(name, found))]
+    return Group(*tables)
+
+
+def _table(name: str, found: dict[str, Any]) -> Table:
+    cutoffs = {int(metric.rpartition("@")[2]) for metric in found["gap"]}
+    cutoff = CUTOFF if CUTOFF in cutoffs else max(cutoffs, default=0)
+    shown = [metric for metric in found["gap"] if metric.endswith(f"@{cutoff}")]
+    figures = [Column(text, justify="right") for text in ("users", *(metric.rpartition("/")[2] for metric in shown))]
+    table = Table(Column(f"by {name}", no_wrap=True), *figures, box=None, pad_edge=False)
+    for label, group in found["groups"].items():
+        table.add_row(Text(label), f"{group['users']:,}", *(f"{group['metrics'][metric]:.4f}" for metric in shown))
+    if found["users_in_none"]:
+        table.add_row("in none", f"{found['users_in_none']:,}")
+    if len(found["groups"]) > 1:
+        table.add_row("gap", "", *(f"{found['gap'][metric]:.4f}" for metric in shown))
+    return table
