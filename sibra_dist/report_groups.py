@@ -1,5 +1,6 @@
 """Tables of an evaluation by group of users, that a person reads."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Group
@@ -7,24 +8,32 @@ from rich.table import Column, Table
 from rich.text import Text
 
 CUTOFF = 10
+ABREAST = 7
+"""Metrics in a table, which 120 columns hold."""
 
 
 def groups_table(result: dict[str, Any]) -> Group:
-    """A table for each grouping of users: the metrics of each group at one cutoff, and the gap between groups.
+    """Tables for each grouping of users: the metrics of each group at one cutoff, and the gap between groups.
 
     The cutoff is 10 if there is one of 10, else the greatest; `result`, as `metrics.json` has it, tells all of them. Nothing
     where it tells of no groups.
     """
-    tables = [part for name, found in result.get("groups", {}).items() for part in (Text(), _table(name, found))]
-    return Group(*tables)
+    return Group(*(part for name, found in result.get("groups", {}).items() for part in _tables(name, found)))
 
 
-def _table(name: str, found: dict[str, Any]) -> Table:
-    cutoffs = {int(metric.rpartition("@")[2]) for metric in found["gap"]}
+def _tables(name: str, found: dict[str, Any]) -> Iterator[Text | Table]:
+    """A table of every few metrics, each after an empty line; one of the numbers of users alone if there are no metrics."""
+    cutoffs = {int(metric.partition("@")[2]) for metric in found["gap"] if "@" in metric}
     cutoff = CUTOFF if CUTOFF in cutoffs else max(cutoffs, default=0)
-    shown = [metric for metric in found["gap"] if metric.endswith(f"@{cutoff}")]
+    shown = [metric for metric in found["gap"] if metric.partition("@")[2] in ("", str(cutoff))]
+    for start in range(0, max(len(shown), 1), ABREAST):
+        yield Text()
+        yield _table(name, found, shown[start : start + ABREAST])
+
+
+def _table(name: str, found: dict[str, Any], shown: Sequence[str]) -> Table:
     figures = [Column(text, justify="right") for text in ("users", *(metric.rpartition("/")[2] for metric in shown))]
-    table = Table(Column(f"by {name}", no_wrap=True), *figures, box=None, pad_edge=False)
+    table = Table(Column(f"by {name}", overflow="fold", min_width=12), *figures, box=None, pad_edge=False)
     for label, group in found["groups"].items():
         table.add_row(Text(label), f"{group['users']:,}", *(f"{group['metrics'][metric]:.4f}" for metric in shown))
     if found["users_in_none"]:

@@ -95,14 +95,16 @@ class GroupAverages:
         self._without = [0 for _ in groupings]
 
     def update(self, users: Tensor, values: Tensor) -> None:
-        """Add users (int64 [U]) with the value of each metric, float64 [U, M]; each user once, at most 2**17 at a time."""
-        units = (values * (1 << VALUE_BITS)).round().long()
+        """Add users (int64 [U]) with the value of each metric, float64 [U, M]; each user once, fewer than 2**26 at a time."""
+        # Apart, so that sums of values that are large, such as counts, fit too.
+        wholes = values.floor()
+        parts = torch.stack([wholes.long(), ((values - wholes) * (1 << VALUE_BITS)).round().long()], dim=1)
         for number, grouping in enumerate(self.groupings):
             groups = grouping.groups(users)
             member = groups >= 0
-            sums = units.new_zeros(len(grouping.labels), len(self.metrics))
-            sums.index_add_(0, groups[member], units[member])
-            self._totals[number] += sums.numpy().astype(object)
+            sums = parts.new_zeros(len(grouping.labels), *parts.shape[1:]).index_add_(0, groups[member], parts[member])
+            whole, rest = (part.numpy().astype(object) for part in sums.unbind(1))
+            self._totals[number] += (whole << VALUE_BITS) + rest
             self._users[number] += groups[member].bincount(minlength=len(grouping.labels)).numpy()
             self._without[number] += int((~member).sum())
 

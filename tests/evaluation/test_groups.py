@@ -116,7 +116,10 @@ def test_groups_without_users_or_metrics() -> None:
     assert nothing.compute() == {"by": {"groups": {"a": {"users": 1, "metrics": {}}}, "gap": {}, "users_in_none": 0}}
 
 
-@given(st.lists(st.tuples(st.integers(-1, 2), st.floats(0, 1)), min_size=1, max_size=30), st.integers(1, 30))
+@given(
+    st.lists(st.tuples(st.integers(-1, 2), st.floats(0, 1) | st.floats(-1e6, 1e6, width=32)), min_size=1, max_size=30),
+    st.integers(1, 30),
+)
 def test_averages_are_those_of_exact_sums_in_any_tiling(users: list[tuple[int, float]], tile: int) -> None:
     grouping = grouped([group for group, _ in users], "abc")
     averages = GroupAverages([grouping], ["ndcg@1"])
