@@ -29,7 +29,7 @@ def test_groups_at_cutoff_10_with_their_gap() -> None:
     metrics = {"ndcg@5": (0.9, 0.9), "ndcg@10": (0.5, 0.25), "auc": (0.75, 0.5), "mrr@20": (0.9, 0.9)}
     assert shown({"groups": {"users.city": grouping(metrics, users_in_none=1000)}}) == [
         [],
-        ["by", "users.city", "users", "ndcg@10", "auc"],
+        ["users", "by", "city", "users", "ndcg@10", "auc"],
         ["[a]", "1,200", "0.5000", "0.7500"],
         ["b", "b", "3", "0.2500", "0.5000"],
         ["in", "none", "1,000"],
@@ -39,20 +39,33 @@ def test_groups_at_cutoff_10_with_their_gap() -> None:
 
 def test_the_greatest_cutoff_where_there_is_none_of_10() -> None:
     lines = shown({"groups": {"activity": grouping({"ndcg@5": (0.5, 0.25), "ndcg@50": (0.75, 0.5)})}})
-    assert lines[1] == ["by", "activity", "users", "ndcg@50"]
+    assert lines[1] == ["users", "by", "activity", "users", "ndcg@50"]
 
 
 def test_many_metrics_take_several_tables() -> None:
     metrics = {f"metric_{number}@10": (1.0, number / 16) for number in range(16)}
     lines = shown({"groups": {"cold_start": grouping(metrics)}})
-    heads = [line[3:] for line in lines if line[:1] == ["by"]]
+    heads = [line[4:] for line in lines if line[1:2] == ["by"]]
     assert [name for head in heads for name in head] == list(metrics)
-    assert [len(head) for head in heads] == [7, 7, 2]
+    assert [len(head) for head in heads] == [6, 6, 4]
 
 
 def test_one_group_has_no_gap_and_no_metrics_leave_the_users() -> None:
     alone = {"groups": {"warm": {"users": 5, "metrics": {}}}, "gap": {}, "users_in_none": 0}
-    assert shown({"groups": {"cold_start": alone}}) == [[], ["by", "cold_start", "users"], ["warm", "5"]]
+    assert shown({"groups": {"cold_start": alone}}) == [[], ["users", "by", "cold_start", "users"], ["warm", "5"]]
+
+
+def test_items_with_how_many_of_them_are_relevant() -> None:
+    head = {"candidates": 1000, "relevant": 50, "metrics": {"recall@5": 0.25, "recall@20": 0.5}}
+    tail = {"candidates": 30, "relevant": 0, "metrics": {}}
+    found = {"groups": {"head": head, "long tail": tail}, "gap": {"recall@5": 0.0, "recall@20": 0.0}}
+    assert shown({"item_groups": {"popularity": found}}) == [
+        [],
+        ["items", "by", "popularity", "candidates", "relevant", "recall@20"],
+        ["head", "1,000", "50", "0.5000"],
+        ["long", "tail", "30", "0", "-"],
+        ["gap", "0.0000"],
+    ]
 
 
 def test_a_result_of_an_earlier_version_has_no_groups() -> None:

@@ -22,7 +22,7 @@ from sibra_dist.comparison.significance import (
 )
 from sibra_dist.data.dataset import HeldOut
 from sibra_dist.errors import CheckpointError, ConfigError, nearest
-from sibra_dist.evaluation.metrics import USER_METRICS
+from sibra_dist.evaluation.metrics import CATALOG_METRICS
 from sibra_dist.evaluation.per_user import read_users
 from sibra_dist.training.evaluation import PREFIXES, EvaluationRequest, read_evaluation
 from sibra_dist.training.run_folder import RunFolder
@@ -167,7 +167,7 @@ def _require_known(metrics: Sequence[str], results: Sequence[dict[str, Any]], sp
 
 
 def _of_users(metric: str) -> bool:
-    return metric.partition("@")[0] in USER_METRICS
+    return metric.partition("@")[0] not in CATALOG_METRICS
 
 
 def _aligned(run: RunFolder, table: pa.Table, first: pa.Table) -> pa.Table:

@@ -4,9 +4,10 @@ Users are ranked in tiles. Ranks take whole tiles in turn, so a tile's scores co
 is done; sums are integers (see `sibra_dist.evaluation.metrics`), so their order does not matter either.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed
@@ -19,6 +20,7 @@ from sibra_dist.errors import ConfigError, nearest
 from sibra_dist.evaluation.catalog import Catalog
 from sibra_dist.evaluation.comparisons import rank_and_compare
 from sibra_dist.evaluation.config import EvaluationConfig
+from sibra_dist.evaluation.item_groups import ItemRecalls, candidate_groupings
 from sibra_dist.evaluation.metrics import (
     OVER_ALL_CANDIDATES,
     CatalogTallies,
@@ -46,6 +48,8 @@ class Evaluation:
     metrics: dict[str, float]
     counts: dict[str, int]
     """`users` averaged over, `users_without_relevant`, `candidates`, and `users_` and `items_without_modality`"""
+    item_groups: dict[str, dict[str, Any]]
+    """Recall by groups of items, if asked for: what `ItemRecalls` computes."""
 
 
 @torch.inference_mode()
@@ -60,6 +64,7 @@ def evaluate(
     ranks: tuple[int, int] = (0, 1),
     each: EachTile | None = None,
     each_values: EachValues | None = None,
+    item_cutoffs: Sequence[int] = (),
 ) -> Evaluation:
     """Rank all candidates of a split for every user that holds something out in it.
 
@@ -73,6 +78,7 @@ def evaluate(
         ranks: this rank and their number; where there are several, all call this together.
         each: called with every tile of this rank, in order.
         each_values: likewise, with the values of `UserAverages.per_user` for the first metrics of `split_metrics(names)`.
+        item_cutoffs: cutoffs of the recall by groups of items; none leaves it out.
 
     Raises:
         ConfigError: a metric, its feature or a hidden modality is not known.
@@ -92,7 +98,8 @@ def evaluate(
     catalog = to_device(Catalog.of(dataset.items.histories.lengths(), candidates, num_trained, features), device)
     tallies = CatalogTallies(catalog_names, catalog).to(device)
     parsed = [parse_metric(metric) for metric in names]
-    k = max(1, *(cutoff for _, cutoff in parsed))
+    recalls = ItemRecalls(candidate_groupings(catalog) if item_cutoffs else (), len(candidates), item_cutoffs).to(device)
+    k = max(1, *(cutoff for _, cutoff in parsed), *item_cutoffs)
     compared = any(name in OVER_ALL_CANDIDATES for name, _ in parsed)
     embeddings = _encode_items(model, candidates, hidden_items, ranks)
 
@@ -119,6 +126,7 @@ def evaluate(
         lists = Lists(found_hits, relevant.lengths(), recommended.items, catalog, comparisons)
         averages.update(*lists)
         tallies.update(recommended.items, found_hits, relevant.indices, masked[1])
+        recalls.update(recommended.items, found_hits, relevant.indices)
         if each is not None:
             each(users, found_hits, lists.num_relevant.to(data))
         if each_values is not None:
@@ -132,7 +140,7 @@ def evaluate(
     counts["users_without_modality"] = model.without_modality(items=False, hidden=hidden_users)
     counts["items_without_modality"] = model.without_modality(items=True, hidden=hidden_items)
     found |= tallies.compute()
-    return Evaluation({name: found[name] for name in names}, counts)
+    return Evaluation({name: found[name] for name in names}, counts, recalls.compute() if item_cutoffs else {})
 
 
 def _feature(dataset: Dataset, name: str) -> Feature:

@@ -79,6 +79,7 @@ def evaluate_run(run: RunFolder, request: EvaluationRequest, device: torch.devic
             "dataset": dataset.manifest.digest,
             "counts": found.counts,
             "metrics": _prefixed(found.metrics, request.split),
+            "item_groups": found.item_groups,
         }
         _publish(run, request, result, beside, [count for count, _ in written], dataset, of_users)
 
@@ -94,6 +95,7 @@ def evaluate_run(run: RunFolder, request: EvaluationRequest, device: torch.devic
             seed=config.seed,
             ranks=(ranks.rank, ranks.world),
             each_values=parts.add,
+            item_cutoffs=settings.cutoffs,
         )
         parts.flush()
         written = ranks.gather((parts.count, parts.error))

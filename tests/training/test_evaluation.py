@@ -14,6 +14,7 @@ from sibra_dist.data.dataset import open_dataset
 from sibra_dist.data.storage import Place
 from sibra_dist.errors import CheckpointError, SibraError
 from sibra_dist.evaluation import per_user
+from sibra_dist.evaluation.metrics import CATALOG_METRICS, USER_METRICS, split_metrics
 from sibra_dist.models.baselines import Random
 from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run
 from sibra_dist.training.loop import Trainer
@@ -40,8 +41,11 @@ def files(run: RunFolder) -> dict[str, bytes]:
     return {name: folder.read(name) for name in folder.files()}
 
 
-def test_a_result_and_the_values_of_all_users(start: Callable[..., RunFolder]) -> None:
-    run = start()
+@pytest.mark.parametrize(
+    "metrics", [("ndcg", "mrr", "coverage"), (*USER_METRICS, *CATALOG_METRICS, "ild:tags")], ids=["some", "all"]
+)
+def test_a_result_and_the_values_of_all_users(start: Callable[..., RunFolder], metrics: tuple[str, ...]) -> None:
+    run = start(evaluation__metrics=metrics)
     found = evaluate_run(run, EvaluationRequest())
     written = files(run)
     assert sorted(written) == ["metrics.json", "users.parquet"]
@@ -49,19 +53,31 @@ def test_a_result_and_the_values_of_all_users(start: Callable[..., RunFolder]) -
     sha256 = hashlib.sha256(written["users.parquet"]).hexdigest()
     assert result["users"] == {"file": "users.parquet", "rows": found.counts["users"], "sha256": sha256}
     table = pq.read_table(run.path / "evaluation/test/users.parquet")
-    averaged = [name for name in found.metrics if not name.startswith("coverage")]
+    averaged, _ = split_metrics(list(found.metrics))
     assert table.column_names == ["user_id", "users.club", "activity", "cold_start", *averaged]
     for name in averaged:
         column = table[name].to_pylist()
-        assert sum(column) / len(column) == pytest.approx(found.metrics[name], abs=2**-36)
+        assert sum(column) / len(column) == pytest.approx(found.metrics[name], rel=1e-12, abs=2**-36)
     assert list(result["groups"]) == ["users.club", "activity", "cold_start"]
     warm = result["groups"]["cold_start"]["groups"]["warm"]
     assert warm == {
         "users": found.counts["users"],
-        "metrics": {name: value for name, value in result["metrics"].items() if "coverage" not in name},
+        "metrics": {f"test/{name}": found.metrics[name] for name in averaged},
     }
     clubs = {label: group["metrics"]["test/mrr@5"] for label, group in result["groups"]["users.club"]["groups"].items()}
     assert result["groups"]["users.club"]["gap"]["test/mrr@5"] == max(clubs.values()) - min(clubs.values())
+
+
+def test_items_are_told_by_cold_start_and_popularity(start: Callable[..., RunFolder]) -> None:
+    run = start()
+    evaluate_run(run, EvaluationRequest())
+    groups = json.loads(files(run)["metrics.json"])["item_groups"]
+    assert list(groups) == ["cold_start", "popularity"]
+    dataset = open_dataset(run.config().dataset)
+    for found in groups.values():
+        assert sum(group["candidates"] for group in found["groups"].values()) == 80
+        assert sum(group["relevant"] for group in found["groups"].values()) == dataset.manifest.counts.test
+        assert list(found["gap"]) == ["recall@1", "recall@5", "recall@10", "recall@20"]
 
 
 def test_what_is_hidden_has_files_of_its_own(start: Callable[..., RunFolder], planted: Path, tmp_path: Path) -> None:
