@@ -22,7 +22,7 @@ from sibra_dist.data.storage import write_atomically
 from sibra_dist.etl.config import PrepareConfig
 from sibra_dist.etl.publish import recorded
 from sibra_dist.evaluation.evaluate import evaluate
-from sibra_dist.evaluation.metrics import average_precision, recall
+from sibra_dist.evaluation.metrics import UserAverages
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.evaluation import EvaluationRequest, read_evaluation
 from sibra_dist.training.run_folder import RunFolder, open_run
@@ -145,9 +145,13 @@ class Laboratory:
             run, config, dataset = open_run(self.folder(name, seed))
             found: list[Tensor] = []
 
+            averages = UserAverages(["recall@10", "map@10"])
+
             def note(users: Tensor, hits: Tensor, relevant: Tensor) -> None:
-                precision = average_precision(hits, relevant, 10) * relevant.clamp(max=10) / relevant
-                found.append(torch.stack([recall(hits, relevant, 10), precision])[:, relevant > 0])
+                values = averages.per_user(hits, relevant)[relevant > 0].T
+                found.append(
+                    torch.stack([values[0], values[1] * relevant[relevant > 0].clamp(max=10) / relevant[relevant > 0]])
+                )
 
             model, _ = run.load_best(dataset, torch.device("cpu"))
             evaluate(model, dataset, "test", config.evaluation, names=["recall@10"], seed=config.seed, each=note)

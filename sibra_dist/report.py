@@ -113,13 +113,16 @@ def profile_table(folder: Place) -> RenderableType:
 
 
 def evaluation_table(result: dict[str, Any]) -> Group:
-    """Metrics by cutoff."""
+    """Metrics by cutoff; those that have none, in a column of their own."""
     metrics: dict[str, float] = result["metrics"]
-    names = list(dict.fromkeys(name.split("@")[0] for name in metrics))
-    cutoffs = list(dict.fromkeys(name.split("@")[1] for name in metrics))
-    table = Table("metric", *(f"@{cutoff}" for cutoff in cutoffs), box=None, pad_edge=False)
-    for name in names:
-        table.add_row(name, *(f"{metrics[f'{name}@{cutoff}']:.4f}" for cutoff in cutoffs))
+    parts = {metric: metric.partition("@") for metric in metrics}
+    cutoffs = list(dict.fromkeys(at + cutoff for _, at, cutoff in parts.values()))
+    rows: dict[str, dict[str, str]] = {}
+    for metric, (name, at, cutoff) in parts.items():
+        rows.setdefault(name, {})[at + cutoff] = f"{metrics[metric]:.4f}"
+    table = Table("metric", *(cutoff or "all" for cutoff in cutoffs), box=None, pad_edge=False)
+    for name, values in rows.items():
+        table.add_row(name, *(values.get(cutoff, "") for cutoff in cutoffs))
     counts = result["counts"]
     hidden = f", without {', '.join(result['hidden'])}" if result["hidden"] else ""
     notes = [f"{result['split']} split{hidden}: {counts['users']:,} users, {counts['candidates']:,} candidates each"]

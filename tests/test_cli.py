@@ -285,6 +285,18 @@ BAD_INPUT = {
     ),
     "report of two datasets": ("report runs/pop runs/other", "evaluated on different datasets"),
     "report of no run": ("report runs/pop source", "source is not a run folder"),
+    "compare of one run": ("compare runs/pop", "give two runs or more: the first is what the others are compared with"),
+    "compare of no run": ("compare runs/pop source", "source is not a run folder"),
+    "compare without evaluation": (
+        "compare runs/pop runs/new --split validation",
+        "runs/pop has no evaluation of the validation split: run `sibra-dist evaluate runs/pop --split validation`",
+    ),
+    "compare of two datasets": (
+        "compare runs/pop runs/other",
+        "runs/other and runs/pop were evaluated on what is not",
+    ),
+    "compare by what is no metric": ("compare runs/pop runs/pop --metric ndgc@10", "--metric ndgc@10: ", "mean ndcg@10?"),
+    "compare by a metric of the catalogue": ("compare runs/pop runs/pop --metric coverage@10", "--metric coverage@10: "),
     "fetch of what is not known": ("fetch ml-100 --to new", "there is no public dataset ml-100; did you mean ml-100k?"),
     "fetch from nowhere": ("fetch ml-100k --to ../new --from nowhere.zip", "nowhere.zip"),
     "interactions that are not there": ("prepare file.yaml --to new", "interaction.tsv; did you mean interactions.tsv?"),
@@ -361,6 +373,8 @@ def test_bad_input_in_a_process_of_its_own(world: Path) -> None:
         ("evaluate runs/pop --workers -1", "--workers"),
         ("train pop --epochs 3", "--epochs"),
         ("report", "RUN"),
+        ("compare", "RUN"),
+        ("compare runs/pop runs/pop --format pdf", "'pdf' is not one of 'text', 'csv', 'latex', 'markdown'"),
         ("trian pop", "trian"),
     ],
 )

@@ -28,10 +28,15 @@ ROOMS = {
     "describe": ("description", "data"),
     "catalogue": ("models", "data"),
     "report": ("training", "evaluation", "data", "describe", "description"),
+    "report_groups": (),
+    "comparison": ("training", "evaluation", "data"),
     "estimate": ("training", "data"),
     "terminal": ("training", "data"),
     "cli": ("commands", "terminal"),
-    "commands": ("terminal", "etl", "data", "training", "evaluation", "describe", "report", "catalogue", "estimate"),
+    "commands": (
+        *("terminal", "etl", "data", "training", "evaluation", "describe", "catalogue", "estimate"),
+        *("report", "report_groups", "comparison"),
+    ),
 }
 ENGINES = {
     "pyspark": ("etl",),
@@ -75,7 +80,7 @@ def imported_within(name: str) -> list[str]:
 
 
 def test_every_room_has_modules_and_every_module_a_room() -> None:
-    for room in ("etl", "data", "models", "training", "evaluation"):
+    for room in ("etl", "data", "models", "training", "evaluation", "comparison"):
         assert [name for name in MODULES if name.startswith(f"{room}.")], f"{room} is empty"
     assert {name.split(".")[0] for name in MODULES if name} <= set(ROOMS)
 
@@ -97,6 +102,11 @@ def test_an_engine_stays_in_its_place(engine: str) -> None:
 def test_losses_need_torch_only() -> None:
     others = {target.split(".")[0] for target in imported("losses")} - sys.stdlib_module_names
     assert others <= {"torch", "sibra_dist"}
+
+
+def test_significance_needs_numpy_and_scipy_only() -> None:
+    others = {target.split(".")[0] for target in imported("comparison.significance")} - sys.stdlib_module_names
+    assert others == {"numpy", "scipy"}
 
 
 @pytest.mark.parametrize("module", ["data", "models", "evaluation", "training.loop", "etl.config", "cli"])

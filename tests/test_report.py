@@ -142,6 +142,16 @@ def test_an_evaluation_has_a_row_a_metric_and_a_column_a_cutoff() -> None:
     assert cells(table) == [["metric", "@5", "@10"], ["test/ndcg", "0.2500", "0.3334"], ["test/coverage", "1.0000", "0.0000"]]
 
 
+def test_a_metric_without_a_cutoff_has_a_column_of_its_own() -> None:
+    metrics = {"test/ndcg@5": 0.25, "test/auc": 0.75, "test/gini@5": 0.125}
+    assert cells(shown(evaluation_table(evaluation(metrics=metrics)))[1:]) == [
+        ["metric", "@5", "all"],
+        ["test/ndcg", "0.2500"],
+        ["test/auc", "0.7500"],
+        ["test/gini", "0.1250"],
+    ]
+
+
 def test_an_evaluation_says_what_was_hidden_and_who_was_left_with_nothing() -> None:
     counts = {"users_without_relevant": 3, "items_without_modality": 2000}
     note = shown(evaluation_table(evaluation(hidden=["items.cover", "items.tags"], counts=counts)))[0]

@@ -87,6 +87,7 @@ def evaluate(
     from sibra_dist.data.presence import read_hide
     from sibra_dist.data.storage import Place
     from sibra_dist.report import evaluation_table
+    from sibra_dist.report_groups import groups_table
     from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run, read_evaluation
     from sibra_dist.training.run_folder import open_run
 
@@ -98,7 +99,9 @@ def evaluate(
         from sibra_dist.training.ray_train import evaluate_on_ray
 
         evaluate_on_ray(folder, settings, request, workers)
-    console.print(evaluation_table(read_evaluation(folder, request)), soft_wrap=True)
+    result = read_evaluation(folder, request)
+    console.print(evaluation_table(result), soft_wrap=True)
+    console.print(groups_table(result), soft_wrap=True)
 
 
 def tune(
@@ -125,6 +128,32 @@ def tune(
         trials = search(settings, folder, workers, tell)
     console.print(trials_table(trials, settings), soft_wrap=True)
     console.print(f"best configuration  {folder / 'best.yaml'}", soft_wrap=True)
+
+
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Evaluated run folders; the first is the reference.")],
+    split: Annotated[Literal["validation", "test"], typer.Option(help="The split they were evaluated on.")] = "test",
+    metric: Annotated[
+        list[str] | None, typer.Option(metavar="NAME@K", help="A metric of users; by default ndcg@10. Repeatable.")
+    ] = None,
+    form: Annotated[
+        Literal["text", "csv", "latex", "markdown"], typer.Option("--format", help="How the table is written.")
+    ] = "text",
+    resamples: Annotated[int, typer.Option(min=1, help="Of the bootstrap.")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+) -> None:
+    """Test whether runs differ from the first, user by user.
+
+    Paired t-test, Wilcoxon signed-rank, corrected for the number of runs; effect size and bootstrap interval.
+    """
+    from sibra_dist.comparison.runs import compare_runs
+    from sibra_dist.comparison.tables import written
+
+    table = written(compare_runs(runs, split, metric or ("ndcg@10",), resamples, seed), form)
+    if isinstance(table, str):
+        typer.echo(table, nl=False)
+    else:
+        console.print(table, soft_wrap=True)
 
 
 def report(runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Evaluated run folders, paths or URIs.")]) -> None:

@@ -7,14 +7,13 @@ from pydantic import Field, model_validator
 from sibra_dist.config import Config
 from sibra_dist.data.presence import Shares
 from sibra_dist.errors import nearest
-from sibra_dist.evaluation.metrics import CATALOG_METRICS, USER_METRICS
+from sibra_dist.evaluation.metrics import KNOWN_METRICS, at_cutoffs, is_metric
 
-KNOWN_METRICS = (*USER_METRICS, *CATALOG_METRICS)
 Cutoff = Annotated[int, Field(ge=1)]
 
 
 class EvaluationConfig(Config):
-    """Metrics, and the tiles in which they are computed. Every metric is computed at every cutoff."""
+    """Metrics, and the tiles in which they are computed. Every metric is computed at every cutoff, if it has one."""
 
     metrics: tuple[str, ...] = ("ndcg", "recall", "precision", "map", "hit_rate", "mrr", "coverage")
     cutoffs: tuple[Cutoff, ...] = (1, 5, 10, 20)
@@ -22,17 +21,19 @@ class EvaluationConfig(Config):
     """Users ranked at once. Ranks share out whole tiles, so that every tile is computed alike on any number of ranks."""
     item_tile: Annotated[int, Field(ge=1)] = 65536
     """Candidates scored at once."""
+    max_groups: Annotated[int, Field(ge=1)] = 20
+    """Results tell of the groups of users that a category feature makes if it has at most so many values."""
     hide: Shares = {}
     """Share of the entities from which a modality is hidden, by name: `items.genres: 0.25`."""
 
     @model_validator(mode="after")
     def _metrics_are_known(self) -> Self:
         for name in self.metrics:
-            if name not in KNOWN_METRICS:
+            if not is_metric(name):
                 raise ValueError(f"metric {name!r} is not known; {nearest(name, KNOWN_METRICS)}")
         return self
 
     @property
     def names(self) -> list[str]:
-        """Every metric at every cutoff: `ndcg@10` and so on."""
-        return [f"{metric}@{cutoff}" for metric in self.metrics for cutoff in self.cutoffs]
+        """Every metric at every cutoff, `ndcg@10` and so on; once, where it has none."""
+        return at_cutoffs(self.metrics, self.cutoffs)

@@ -7,209 +7,178 @@ taken over integers, whose addition is associative: what is no whole number is f
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
-import torch.distributed
 from torch import Tensor
-from torchmetrics import Metric
 
 from sibra_dist.errors import ConfigError, SibraError, nearest
+from sibra_dist.evaluation import catalog_metrics, user_metrics
+from sibra_dist.evaluation.catalog import Catalog, of_listed
+from sibra_dist.evaluation.catalog_metrics import Shown
+from sibra_dist.evaluation.comparisons import Comparisons
+from sibra_dist.evaluation.sums import Sums
+from sibra_dist.evaluation.user_metrics import Lists
 
-# Terms within a user's list are multiples of 2**-40, and users' values multiples of 2**-36 before they are summed. So a
-# mean is off by no more than 2**-37 (7e-12), and an int64 holds the sum of 2**27 users, the most that are accepted.
-TERM_BITS = 40
+# Users' values are multiples of 2**-36 when they are summed, so a mean is off by no more than 2**-37 (7e-12). Their whole parts
+# are summed apart, so that an int64 holds the sums of 2**27 users, the most that are accepted, whatever a metric's range.
 VALUE_BITS = 36
 MAX_USERS = 2**27 - 1
 
-UserMetric = Callable[[Tensor, Tensor, int], Tensor]
-"""(hits bool [U, K >= k] best first, number of relevant candidates int64 [U], k) -> float64 [U]"""
-CatalogMetric = Callable[[Tensor, Tensor], float]
-"""(exposure int64 [C], how often each candidate was recommended among the first k; popularity int64 [C], its number of
-training interactions) -> value"""
-
-
-def ndcg(hits: Tensor, num_relevant: Tensor, k: int) -> Tensor:
-    """Normalised discounted cumulative gain: sum of 1/log2(rank + 1) at the hits over that of min(k, |R|) hits at the top.
-
-    Binary relevance (Järvelin & Kekäläinen, 2002). In [0, 1], higher is better; 0 for a user with nothing relevant.
-    """
-    # Made on the host, so that no device's logarithm matters.
-    gains = [round((1 << TERM_BITS) / math.log2(rank + 1)) for rank in range(1, k + 1)]
-    gain = torch.tensor(gains, dtype=torch.int64, device=hits.device)
-    ideal = gain.cumsum(0)[num_relevant.clamp(1, k) - 1]
-    return (hits[:, :k] * gain[: hits.shape[1]]).sum(dim=1).double() / ideal.double()
-
-
-def recall(hits: Tensor, num_relevant: Tensor, k: int) -> Tensor:
-    """Hits among the first k over |R|. In [0, 1], higher is better; 0 for a user with nothing relevant."""
-    return _count(hits, k) / num_relevant.clamp(min=1).double()
-
-
-def precision(hits: Tensor, num_relevant: Tensor, k: int) -> Tensor:
-    """Hits among the first k over k, however few candidates there are. In [0, 1], higher is better; 0 without hits."""
-    return _count(hits, k) / k
-
-
-def average_precision(hits: Tensor, num_relevant: Tensor, k: int) -> Tensor:
-    """Average precision: sum of precision@rank at the hits over min(k, |R|); its average over users is `map`.
-
-    In [0, 1], higher is better; 0 for a user with nothing relevant.
-    """
-    hits = hits[:, :k]
-    ranks = torch.arange(1, hits.shape[1] + 1, device=hits.device)
-    precisions = (hits.cumsum(dim=1) << TERM_BITS) // ranks
-    return (hits * precisions).sum(dim=1).double() / (1 << TERM_BITS) / num_relevant.clamp(1, k).double()
-
-
-def hit_rate(hits: Tensor, num_relevant: Tensor, k: int) -> Tensor:
-    """1 where there is a hit among the first k, else 0. Higher is better; 0 for a user with nothing relevant."""
-    return hits[:, :k].any(dim=1).double()
-
-
-def mrr(hits: Tensor, num_relevant: Tensor, k: int) -> Tensor:
-    """1/rank of the first hit among the first k (Voorhees, 1999). In [0, 1], higher is better; 0 without hits."""
-    until_hit = (hits[:, :k].cumsum(dim=1) == 0).sum(dim=1)
-    return hit_rate(hits, num_relevant, k) / (until_hit + 1).double()
-
-
-def f1(hits: Tensor, num_relevant: Tensor, k: int) -> Tensor:
-    """Harmonic mean of precision and recall, 2·hits/(k + |R|). In [0, 1], higher is better; 0 without hits."""
-    return 2 * _count(hits, k) / (num_relevant + k).double()
-
-
-def _count(hits: Tensor, k: int) -> Tensor:
-    return hits[:, :k].sum(dim=1).double()
-
-
-def coverage(exposure: Tensor, popularity: Tensor) -> float:
-    """Share of the candidates that are recommended to anyone. In [0, 1], higher is broader; 0 without candidates."""
-    return int(exposure.count_nonzero()) / max(len(exposure), 1)
-
-
-def gini(exposure: Tensor, popularity: Tensor) -> float:
-    """Inequality of exposure: sum of (2j - C - 1) p_j over C - 1, with p_j the j-th smallest of C shares of exposure.
-
-    In [0, 1], lower is more even: 0 where all are recommended equally often, 1 where one candidate takes every place. 0 where
-    nothing is recommended or there is but one candidate. Gunawardana & Shani, Recommender Systems Handbook, 2015, which
-    Elliot documents too, while it reports 1 minus this.
-    """
-    num_candidates, total = len(exposure), int(exposure.sum())
-    if num_candidates < 2 or total == 0:
-        return 0.0
-    # In integers, so exact; an int64 is enough for 2**27 users with lists of 100 from 5e8 candidates.
-    places = torch.arange(1 - num_candidates, num_candidates, 2, device=exposure.device)
-    return int((exposure.sort().values * places).sum()) / (total * (num_candidates - 1))
-
-
-def entropy(exposure: Tensor, popularity: Tensor) -> float:
-    """Shannon entropy of the shares of exposure, in bits.
-
-    In [0, log2 C], higher is more even; 0 where nothing is recommended. Gunawardana & Shani, Recommender Systems Handbook,
-    2015.
-    """
-    # Equal exposures make equal terms, and there are few distinct ones: few enough for a sum that is exact in any order.
-    counts, candidates = torch.unique(exposure[exposure > 0], return_counts=True)
-    total = int(exposure.sum())
-    pairs = zip(counts.tolist(), candidates.tolist(), strict=True)
-    return math.fsum(number * (count / total) * math.log2(total / count) for count, number in pairs)
-
-
-def arp(exposure: Tensor, popularity: Tensor) -> float:
-    """Average recommendation popularity: the mean number of training interactions of what is recommended.
-
-    From 0 on, lower is less biased towards what is popular; 0 where nothing is recommended, and where all candidates are
-    cold. Yin et al., VLDB 2012; here over all recommendations, which is the mean over users where all have equally many.
-    """
-    return int((exposure * popularity).sum()) / max(int(exposure.sum()), 1)
-
+UserMetric = Callable[[Lists, int], Tensor]
+"""(lists of U users, k) -> float64 [U]"""
+CatalogMetric = Callable[[Shown], float]
+FeatureMetric = Callable[[Lists, int, str], Tensor]
+"""(lists of U users, k, name of a feature of the items) -> float64 [U]"""
 
 USER_METRICS: dict[str, UserMetric] = {
-    "ndcg": ndcg,
-    "recall": recall,
-    "precision": precision,
-    "map": average_precision,
-    "hit_rate": hit_rate,
-    "mrr": mrr,
-    "f1": f1,
+    "ndcg": user_metrics.ndcg,
+    "recall": user_metrics.recall,
+    "precision": user_metrics.precision,
+    "map": user_metrics.average_precision,
+    "hit_rate": user_metrics.hit_rate,
+    "mrr": user_metrics.mrr,
+    "f1": user_metrics.f1,
+    "auc": user_metrics.auc,
+    "aplt": user_metrics.aplt,
+    "aclt": user_metrics.aclt,
+    "epc": user_metrics.epc,
+    "efd": user_metrics.efd,
 }
-CATALOG_METRICS: dict[str, CatalogMetric] = {"coverage": coverage, "gini": gini, "entropy": entropy, "arp": arp}
+CATALOG_METRICS: dict[str, CatalogMetric] = {
+    "coverage": catalog_metrics.coverage,
+    "user_coverage": catalog_metrics.user_coverage,
+    "gini": catalog_metrics.gini,
+    "entropy": catalog_metrics.entropy,
+    "arp": catalog_metrics.arp,
+    "pop_reo": catalog_metrics.pop_reo,
+    "pop_rsp": catalog_metrics.pop_rsp,
+}
+FEATURE_METRICS: dict[str, FeatureMetric] = {"ild": user_metrics.ild}
+"""The metrics of users that are named with a feature: `ild:genres`."""
+OVER_ALL_CANDIDATES = ("auc",)
+"""The metrics that compare all candidates, rather than read the first k: they have no cutoff."""
+KNOWN_METRICS = (*USER_METRICS, *CATALOG_METRICS, *(f"{name}:FEATURE" for name in FEATURE_METRICS))
+
+
+def of_users(name: str) -> UserMetric | None:
+    """The metric of users with a name, such as `ndcg` or `ild:genres`; None if there is none."""
+    kind, _, feature = name.partition(":")
+    if feature and kind in FEATURE_METRICS:
+        return partial(_of_feature, FEATURE_METRICS[kind], feature)
+    return USER_METRICS.get(name)
+
+
+def is_metric(name: str) -> bool:
+    """Whether there is a metric, of users or of the catalogue, with a name."""
+    return name in CATALOG_METRICS or of_users(name) is not None
 
 
 def parse_metric(metric: str) -> tuple[str, int]:
-    """Split `name@k` into a known name and its cutoff, a positive whole number.
+    """Split `name@k` into a known name and its cutoff, a positive whole number; 0 for a metric that has none.
 
     >>> parse_metric("ndcg@10")
     ('ndcg', 10)
+    >>> parse_metric("auc")
+    ('auc', 0)
 
     Raises:
         ConfigError: the name is not known, or there is no such cutoff.
     """
-    name, _, cutoff = metric.partition("@")
-    known = [*USER_METRICS, *CATALOG_METRICS]
-    if name not in known:
-        raise ConfigError(f"there is no metric {name!r} (in {metric!r}); {nearest(name.lower(), known)}")
+    name, at, cutoff = metric.partition("@")
+    if not is_metric(name):
+        raise ConfigError(f"there is no metric {name!r} (in {metric!r}); {nearest(name.lower(), KNOWN_METRICS)}")
+    if name in OVER_ALL_CANDIDATES:
+        if at:
+            raise ConfigError(f"the metric {metric!r} is over all candidates, so it has no cutoff; write {name}")
+        return name, 0
     if not re.fullmatch("[1-9][0-9]*", cutoff):
         raise ConfigError(f"the metric {metric!r} needs a cutoff that is a positive whole number; write for example {name}@10")
     return name, int(cutoff)
 
 
+def at_cutoffs(names: Sequence[str], cutoffs: Sequence[int]) -> list[str]:
+    """Every metric of these names at every cutoff, `ndcg@10` and so on; those that have no cutoff, once.
+
+    >>> at_cutoffs(["recall", "auc"], [5, 10])
+    ['recall@5', 'recall@10', 'auc']
+    """
+    metrics: list[str] = []
+    for name in names:
+        metrics += [name] if name in OVER_ALL_CANDIDATES else [f"{name}@{cutoff}" for cutoff in cutoffs]
+    return metrics
+
+
 def split_metrics(metrics: Sequence[str]) -> tuple[list[str], list[str]]:
     """The metrics that average over users, and those of the catalogue, each in the given order; see `parse_metric`."""
     names = [parse_metric(metric)[0] for metric in metrics]
-    of_users = [metric for metric, name in zip(metrics, names, strict=True) if name in USER_METRICS]
-    return of_users, [metric for metric, name in zip(metrics, names, strict=True) if name in CATALOG_METRICS]
+    users = [metric for metric, name in zip(metrics, names, strict=True) if name not in CATALOG_METRICS]
+    return users, [metric for metric, name in zip(metrics, names, strict=True) if name in CATALOG_METRICS]
 
 
-class _Sums(Metric):
-    """A metric whose states are int64 sums, added up over the ranks when its value is computed."""
-
-    full_state_update = False
-
-    def __init__(self) -> None:
-        # Summing in the collective itself holds one copy of a state, where torchmetrics' default gathers one a rank. No
-        # cache: a rank that returned a cached value would leave the others waiting in the collective.
-        super().__init__(dist_sync_fn=_all_reduce, compute_with_cache=False)
-
-    @property
-    def update_called(self) -> bool:
-        """True: a rank without users has nothing to update with, and torchmetrics would warn that its zeros are wrong."""
-        return True
+def features_of(metrics: Sequence[str]) -> list[str]:
+    """The features of items that metrics read, each once."""
+    named = [parse_metric(metric)[0].partition(":")[2] for metric in metrics]
+    return list(dict.fromkeys(feature for feature in named if feature))
 
 
-class UserAverages(_Sums):
+def _of_feature(metric: FeatureMetric, feature: str, lists: Lists, k: int) -> Tensor:
+    return metric(lists, k, feature)
+
+
+class UserAverages(Sums):
     """Averages of `metrics` (`name@k`) over the users of all ranks that have something relevant; the others are counted.
 
     Every user is given to one rank, once.
     """
 
-    totals: Tensor
+    wholes: Tensor
+    fractions: Tensor
     num_users: Tensor
     num_users_without_relevant: Tensor
 
     def __init__(self, metrics: Sequence[str]) -> None:
         super().__init__()
         self.metrics = tuple(metrics)
-        self._parsed = [parse_metric(metric) for metric in metrics]
-        self.add_state("totals", torch.zeros(len(self.metrics), dtype=torch.int64), dist_reduce_fx="sum")
+        self._parsed = [(measure, k) for name, k in map(parse_metric, metrics) if (measure := of_users(name)) is not None]
+        for name in ("wholes", "fractions"):
+            self.add_state(name, torch.zeros(len(self.metrics), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("num_users", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("num_users_without_relevant", torch.tensor(0), dist_reduce_fx="sum")
 
-    def per_user(self, hits: Tensor, num_relevant: Tensor) -> Tensor:
+    def per_user(
+        self,
+        hits: Tensor,
+        num_relevant: Tensor,
+        items: Tensor | None = None,
+        catalog: Catalog | None = None,
+        comparisons: Comparisons | None = None,
+    ) -> Tensor:
         """Every metric of every user, float64 [U, M] in the order of `metrics`; NaN for a user with nothing relevant.
 
-        hits: bool [U, K], best first, K at least the largest cutoff. num_relevant: int64 [U].
+        The arguments are those of `Lists`, for K at least the largest cutoff; the last three if a metric reads them.
         """
+        lists = Lists(hits, num_relevant, items, catalog, comparisons)
         values = hits.new_empty((len(hits), len(self._parsed)), dtype=torch.float64)
-        for column, (name, k) in enumerate(self._parsed):
+        for column, (measure, k) in enumerate(self._parsed):
             if hits.shape[1] < k:
-                raise ValueError(f"{name}@{k} of lists of {hits.shape[1]}")
-            values[:, column] = USER_METRICS[name](hits, num_relevant, k)
+                raise ValueError(f"{self.metrics[column]} of lists of {hits.shape[1]}")
+            values[:, column] = measure(lists, k)
         return values.masked_fill_((num_relevant == 0)[:, None], torch.nan)
 
-    def update(self, hits: Tensor, num_relevant: Tensor) -> None:
+    def update(
+        self,
+        hits: Tensor,
+        num_relevant: Tensor,
+        items: Tensor | None = None,
+        catalog: Catalog | None = None,
+        comparisons: Comparisons | None = None,
+    ) -> None:
         """Add users; arguments as for `per_user`."""
-        values = self.per_user(hits, num_relevant).nan_to_num(0.0)
-        self.totals += (values * (1 << VALUE_BITS)).round().long().sum(dim=0)
+        values = self.per_user(hits, num_relevant, items, catalog, comparisons).nan_to_num(0.0)
+        wholes = values.floor()
+        self.wholes += wholes.long().sum(dim=0)
+        self.fractions += ((values - wholes) * (1 << VALUE_BITS)).round().long().sum(dim=0)
         without_relevant = (num_relevant == 0).sum()
         self.num_users += len(hits) - without_relevant
         self.num_users_without_relevant += without_relevant
@@ -223,9 +192,11 @@ class UserAverages(_Sums):
         num_users = int(self.num_users)
         if num_users > MAX_USERS:
             raise SibraError(f"{num_users} users cannot be averaged over, only {MAX_USERS}; evaluate a sample of them")
-        # Division of Python's integers rounds once, where a total as a float64 could already be rounded.
+        # Python's integers do not overflow, and their division rounds once, where a float64 could already be rounded.
         divisor = num_users << VALUE_BITS
-        averages = [total / divisor if divisor else math.nan for total in self.totals.tolist()]
+        pairs = zip(self.wholes.tolist(), self.fractions.tolist(), strict=True)
+        totals = [(whole << VALUE_BITS) + fraction for whole, fraction in pairs]
+        averages = [total / divisor if divisor else math.nan for total in totals]
         return {
             **dict(zip(self.metrics, averages, strict=True)),
             "num_users": float(num_users),
@@ -233,41 +204,76 @@ class UserAverages(_Sums):
         }
 
 
-class CatalogTallies(_Sums):
+class CatalogTallies(Sums):
     """Catalogue `metrics` (`name@k`) of what the users of all ranks are recommended.
 
-    popularity: int64 [C], the number of training interactions of each candidate.
+    The catalogue of the candidates stays on the device where it is, and that is where the metric is to be.
     """
 
     exposure: Tensor
-    popularity: Tensor
+    full: Tensor
+    hits: Tensor
+    relevant: Tensor
+    candidates: Tensor
+    num_users: Tensor
 
-    def __init__(self, metrics: Sequence[str], popularity: Tensor) -> None:
+    def __init__(self, metrics: Sequence[str], catalog: Catalog) -> None:
         super().__init__()
         self.metrics = tuple(metrics)
-        self.num_candidates = len(popularity)
-        self.register_buffer("popularity", popularity, persistent=False)
+        self._catalog = catalog
         self._parsed = [parse_metric(metric) for metric in metrics]
         self._cutoffs = sorted({k for _, k in self._parsed})
-        exposure = torch.zeros(len(self._cutoffs), self.num_candidates, dtype=torch.int64)
-        self.add_state("exposure", exposure, dist_reduce_fx="sum")
+        shapes = {"exposure": (len(self._cutoffs), len(catalog.popularity)), "full": (len(self._cutoffs),)}
+        shapes |= {"hits": (len(self._cutoffs), 2), "relevant": (2,), "candidates": (2,), "num_users": ()}
+        for name, shape in shapes.items():
+            self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, items: Tensor) -> None:
-        """Count recommendations [U, K], candidates best first, K at least the largest cutoff; -1 is no candidate."""
-        for tally, k in zip(self.exposure, self._cutoffs, strict=True):
+    def update(self, items: Tensor, hits: Tensor, relevant: Tensor, masked: Tensor) -> None:
+        """Count recommendations of U users.
+
+        Args:
+            items: int64 [U, K], candidates best first, K at least the largest cutoff; -1 is no candidate.
+            hits: bool [U, K], which of them are relevant.
+            relevant: candidates of the pairs of a user and a relevant candidate, [P].
+            masked: candidates of the pairs of a user and what is masked, each pair once, [Q]; -1 is no candidate.
+        """
+        in_tail = of_listed(self._catalog.long_tail, items)
+        for number, k in enumerate(self._cutoffs):
             if items.shape[1] < k:
                 raise ValueError(f"a cutoff of {k} of lists of {items.shape[1]}")
             shown = items[:, :k]
-            tally += torch.bincount(shown[shown >= 0], minlength=self.num_candidates)
+            self.exposure[number] += torch.bincount(shown[shown >= 0], minlength=len(self._catalog.popularity))
+            self.full[number] += (shown >= 0).all(dim=1).sum()
+            self.hits[number] += _by_group(in_tail[:, :k], hits[:, :k])
+        long_tail = self._catalog.long_tail
+        self.relevant += _by_group(of_listed(long_tail, relevant), relevant >= 0)
+        self.candidates += len(items) * _by_group(long_tail, torch.ones_like(long_tail))
+        self.candidates -= _by_group(of_listed(long_tail, masked), masked >= 0)
+        self.num_users += len(items)
 
     def compute(self) -> dict[str, float]:
         """The value of each metric; each function says what it is where nothing is recommended."""
-        exposure = {k: self.exposure[number] for number, k in enumerate(self._cutoffs)}
-        return {f"{name}@{k}": CATALOG_METRICS[name](exposure[k], self.popularity) for name, k in self._parsed}
+        found = {}
+        for name, k in self._parsed:
+            number = self._cutoffs.index(k)
+            shown = Shown(
+                exposure=self.exposure[number],
+                catalog=self._catalog,
+                num_users=int(self.num_users),
+                num_full=int(self.full[number]),
+                hits=_pair(self.hits[number]),
+                relevant=_pair(self.relevant),
+                candidates=_pair(self.candidates),
+            )
+            found[f"{name}@{k}"] = CATALOG_METRICS[name](shown)
+        return found
 
 
-def _all_reduce(state: Tensor, group: torch.distributed.ProcessGroup | None = None) -> list[Tensor]:
-    """The sum over the ranks, as the list of addends that torchmetrics expects and adds up."""
-    total = state.clone()
-    torch.distributed.all_reduce(total, group=group)
-    return [total]
+def _by_group(in_tail: Tensor, counted: Tensor) -> Tensor:
+    """How many of those counted are in the head, and how many in the long tail: int64 [2] of bool of any shape."""
+    return torch.stack([(counted & ~in_tail).sum(), (counted & in_tail).sum()])
+
+
+def _pair(groups: Tensor) -> tuple[int, int]:
+    head, tail = groups.tolist()
+    return head, tail

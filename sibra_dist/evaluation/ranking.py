@@ -17,6 +17,19 @@ NO_CANDIDATE = -1
 MASKED = float("-inf")
 
 
+class NotANumberError(SibraError):
+    """A score is NaN: that of candidate number `candidate` for the user in row `row`."""
+
+    def __init__(self, row: int, candidate: int, who: str = "") -> None:
+        """Say so of `who`; without it, of the row and the candidate."""
+        who = who or f"candidate {candidate} for the user in row {row}"
+        super().__init__(
+            f"the score of {who} is not a number (NaN); the model has diverged: evaluate an earlier checkpoint, or train "
+            "with a lower learning rate"
+        )
+        self.row, self.candidate = row, candidate
+
+
 class Recommendations(NamedTuple):
     """The k best candidates of each user, best first."""
 
@@ -33,7 +46,7 @@ def rank(score_tile: Callable[[int, int], Tensor], num_candidates: int, k: int, 
     called in ascending order, and once with (0, 0) where there are no candidates.
 
     Raises:
-        SibraError: a score is NaN.
+        NotANumberError: a score is NaN.
     """
     best = _top_k(score_tile(0, min(tile_size, num_candidates)), k, start=0)
     for start in range(tile_size, num_candidates, tile_size):
@@ -46,7 +59,7 @@ def top_k(scores: Tensor, k: int) -> Recommendations:
     """The k best candidates of each row of scores [U, C]; those at -inf are masked and never recommended.
 
     k may exceed C. Raises:
-        SibraError: a score is NaN.
+        NotANumberError: a score is NaN.
     """
     return _top_k(scores, k, start=0)
 
@@ -90,10 +103,7 @@ def _top_k(scores: Tensor, k: int, start: int) -> Recommendations:
     found, items = torch.topk(scores, min(k + 1, num_candidates), dim=1)
     if found.isnan().any():
         row, column = scores.isnan().nonzero()[0].tolist()
-        raise SibraError(
-            f"the score of candidate {start + column} for the user in row {row} is not a number (NaN); the model has diverged: "
-            "evaluate an earlier checkpoint, or train with a lower learning rate"
-        )
+        raise NotANumberError(row, start + column)
     items = items[:, :k]
     if num_candidates > k:
         # topk may keep any of the candidates tied for the last place. Such rows are rare but in models that count

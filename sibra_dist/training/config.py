@@ -8,9 +8,9 @@ from sibra_dist.config import Config
 from sibra_dist.data.batches import Labels
 from sibra_dist.data.negatives import SamplerConfig
 from sibra_dist.data.presence import Shares
-from sibra_dist.errors import nearest
+from sibra_dist.errors import ConfigError, nearest
 from sibra_dist.evaluation.config import EvaluationConfig
-from sibra_dist.evaluation.metrics import USER_METRICS
+from sibra_dist.evaluation.metrics import USER_METRICS, split_metrics
 from sibra_dist.losses import LOSSES, POOL_LOSSES
 from sibra_dist.models import AnyModelConfig
 
@@ -102,9 +102,12 @@ class TrainingConfig(Config):
     def _names_are_known(self) -> Self:
         if self.loss not in LOSSES:
             raise ValueError(f"loss {self.loss!r} is not known; {nearest(self.loss, LOSSES)}")
-        name, _, cutoff = self.monitor.partition("@")
-        if name not in USER_METRICS or not cutoff.isdecimal() or int(cutoff) < 1:
-            raise ValueError(f"monitor {self.monitor!r} is none of {', '.join(USER_METRICS)} at a cutoff, such as ndcg@10")
+        try:
+            averaged, _ = split_metrics([self.monitor])
+        except ConfigError as error:
+            raise ValueError(f"monitor: {error}") from error
+        if not averaged:
+            raise ValueError(f"monitor {self.monitor!r} is none of {', '.join(USER_METRICS)}, such as ndcg@10")
         return self
 
     @model_validator(mode="after")

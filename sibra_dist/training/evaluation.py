@@ -1,16 +1,20 @@
 """Evaluates a run's best model and keeps the result in the run folder."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from sibra_dist.data.dataset import HeldOut, open_dataset
+from sibra_dist.data.dataset import Dataset, HeldOut, open_dataset
 from sibra_dist.data.presence import describe_hide, parse_hide
 from sibra_dist.errors import CheckpointError
 from sibra_dist.evaluation.evaluate import Evaluation, evaluate
+from sibra_dist.evaluation.groups import GroupAverages, user_groupings
+from sibra_dist.evaluation.metrics import split_metrics
+from sibra_dist.evaluation.per_user import UserParts, publish_users
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.placement import pick_device
 from sibra_dist.training.ranks import Ranks
@@ -36,14 +40,25 @@ class EvaluationRequest:
 
     def name(self, config: TrainConfig) -> str:
         """Name of the result's file, without suffix, for a run of this configuration."""
-        return "-".join(["metrics-without", *hidden]) if (hidden := describe_hide(self.hidden(config))) else "metrics"
+        return self._named("metrics", config)
+
+    def users_name(self, config: TrainConfig) -> str:
+        """Name of the file of all users' values beside it."""
+        return f"{self._named('users', config)}.parquet"
+
+    def _named(self, what: str, config: TrainConfig) -> str:
+        hidden = describe_hide(self.hidden(config))
+        return "-".join([f"{what}-without", *hidden]) if hidden else what
 
 
 def evaluate_run(run: RunFolder, request: EvaluationRequest, device: torch.device | None = None) -> Evaluation:
-    """Evaluate a run's best model; rank 0 writes `evaluation/<split>/metrics.json`. Where there are ranks, all call this.
+    """Evaluate a run's best model; rank 0 writes `evaluation/<split>/metrics.json` and `users.parquet`.
+
+    Where there are ranks, all call this. A result that was there before stays as it is until all of the new one is known.
 
     Raises:
-        SibraError: the run, its dataset or its best model cannot be used, or a hidden modality is not known.
+        SibraError: the run, its dataset or its best model cannot be used, a hidden modality is not known, or the result
+            cannot be written.
     """
     ranks = Ranks.current()
     config = run.config()
@@ -51,23 +66,85 @@ def evaluate_run(run: RunFolder, request: EvaluationRequest, device: torch.devic
     model, epoch = run.load_best(dataset, device or pick_device(config.training.device), ranks)
     parse_hide(request.hide, model.modalities(), config.seed, "--hide")
     settings = config.evaluation.model_copy(update={"hide": request.hidden(config)})
-    found = evaluate(model, dataset, request.split, settings, seed=config.seed, ranks=(ranks.rank, ranks.world))
-    if ranks.leads:
-        prefix = PREFIXES[request.split]
-        result: dict[str, Any] = {
+    names = list(dict.fromkeys(settings.names))
+    of_users, _ = split_metrics(names)
+    folder, beside = run.evaluation(request.split), f"{request.name(config)}.parts"
+    parts = UserParts(folder, beside, ranks.rank, of_users)
+
+    def publish() -> None:
+        result = {
             "split": request.split,
             "hidden": describe_hide(settings.hide),
             "epoch": epoch,
             "dataset": dataset.manifest.digest,
             "counts": found.counts,
-            "metrics": {f"{prefix}/{name}": value for name, value in found.metrics.items()},
+            "metrics": _prefixed(found.metrics, request.split),
+            "item_groups": found.item_groups,
         }
-        content = json.dumps(result, indent=2).encode() + b"\n"
-        try:
-            run.evaluation(request.split).write(f"{request.name(config)}.json", content)
-        except OSError as error:
-            raise CheckpointError(f"the evaluation of {run.name} cannot be written: {error}") from error
+        _publish(run, request, result, beside, [count for count, _ in written], dataset, of_users)
+
+    # What an evaluation that was killed has left; another one of the same name is not to run at the same time.
+    ranks.alone(lambda: _told(run, (folder / beside).delete_all))
+    try:
+        found = evaluate(
+            model,
+            dataset,
+            request.split,
+            settings,
+            names=names,
+            seed=config.seed,
+            ranks=(ranks.rank, ranks.world),
+            each_values=parts.add,
+            item_cutoffs=settings.cutoffs,
+        )
+        parts.flush()
+        written = ranks.gather((parts.count, parts.error))
+        for _, error in written:
+            if error is not None:
+                raise _unwritten(run, error) from error
+        ranks.alone(publish)
+    finally:
+        with suppress(OSError):
+            parts.delete()
     return found
+
+
+def _publish(
+    run: RunFolder,
+    request: EvaluationRequest,
+    result: dict[str, Any],
+    parts: str,
+    counts: Sequence[int],
+    dataset: Dataset,
+    metrics: Sequence[str],
+) -> None:
+    config, folder = run.config(), run.evaluation(request.split)
+    groupings = user_groupings(dataset)
+    told = [grouping for grouping in groupings if len(grouping.labels) <= config.evaluation.max_groups]
+    averages = GroupAverages(told, metrics)
+
+    def write() -> None:
+        users = publish_users(folder, request.users_name(config), parts, counts, dataset, groupings, averages)
+        groups = averages.compute(lambda values: _prefixed(values, request.split))
+        content = json.dumps({**result, "groups": groups, "users": users.model_dump()}, indent=2).encode() + b"\n"
+        folder.write(f"{request.name(config)}.json", content)
+
+    _told(run, write)
+
+
+def _prefixed(metrics: Mapping[str, float], split: HeldOut) -> dict[str, float]:
+    return {f"{PREFIXES[split]}/{name}": value for name, value in metrics.items()}
+
+
+def _told(run: RunFolder, write: Callable[[], None]) -> None:
+    try:
+        write()
+    except OSError as error:
+        raise _unwritten(run, error) from error
+
+
+def _unwritten(run: RunFolder, error: OSError) -> CheckpointError:
+    return CheckpointError(f"the evaluation of {run.name} cannot be written: {error}")
 
 
 def read_evaluation(run: RunFolder, request: EvaluationRequest) -> dict[str, Any]:

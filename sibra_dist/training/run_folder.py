@@ -8,7 +8,7 @@
   best/               the model at its best validation metric, for each checkpoint that is kept
   profile/            traces and phases, if a profile was asked for
   stop                asks the run to stop, and is removed when it has
-  evaluation/<split>/ metrics.json, written by `sibra-dist evaluate`
+  evaluation/<split>/ metrics.json and users.parquet, written by `sibra-dist evaluate`
 """
 
 import json

@@ -11,9 +11,10 @@ from torch import Tensor
 from sibra_dist.config import validate
 from sibra_dist.data.dataset import Dataset, HeldOut, open_dataset
 from sibra_dist.data.presence import NOTHING_HIDDEN, Hidden
-from sibra_dist.errors import ConfigError
+from sibra_dist.errors import ConfigError, SibraError
 from sibra_dist.evaluation.config import EvaluationConfig
 from sibra_dist.evaluation.evaluate import evaluate
+from sibra_dist.evaluation.metrics import CATALOG_METRICS, USER_METRICS, at_cutoffs
 from sibra_dist.models import build_model
 from sibra_dist.models.base import Recommender
 from sibra_dist.models.baselines import PopConfig, RandomConfig
@@ -87,6 +88,89 @@ def test_tiles_are_seen_one_by_one_and_every_user_once(tmp_path: Path) -> None:
     assert sorted(users) == dataset.held_out["test"][0].tolist()
     whole = evaluate(model, dataset, "test", tiles).metrics["recall@5"]
     assert sum(recalls) / len(recalls) == pytest.approx(whole)
+
+
+EVERY_METRIC = (*USER_METRICS, *CATALOG_METRICS, "ild:tags", "ild:cover")
+
+
+@pytest.mark.parametrize("protocol", ["cold_item", "random"])
+@pytest.mark.parametrize("config", [PopConfig(), RandomConfig()], ids=lambda config: config.type)
+@pytest.mark.parametrize("tile", [1, 7])
+def test_every_metric_is_the_same_for_any_tiles(
+    tmp_path: Path, protocol: str, config: PopConfig | RandomConfig, tile: int
+) -> None:
+    """With scores that are the same in any tile."""
+    dataset = open_dataset(write_planted(tmp_path / "dataset", protocol=protocol))
+    model = build_model(config, dataset, seed=0).eval()
+    found = []
+    for size in (tile, 10**6):
+        tiles = EvaluationConfig(metrics=EVERY_METRIC, cutoffs=(1, 5, 200), user_tile=size, item_tile=size)
+        found.append(evaluate(model, dataset, "test", tiles))
+    assert found[0] == found[1]
+    assert len(found[0].metrics) == 3 * len(EVERY_METRIC) - 2
+    if config == PopConfig() and protocol == "cold_item":
+        # All candidates are cold: unpopular, unseen and tied.
+        assert {found[0].metrics[name] for name in ("auc", "arp@5", "pop_reo@5", "pop_rsp@5")} == {0.5, 0.0}
+        assert (found[0].metrics["aplt@5"], found[0].metrics["aclt@5"]) == (1.0, 5.0)
+
+
+def test_values_of_users_are_seen_tile_by_tile_and_average_to_the_metrics(tmp_path: Path) -> None:
+    dataset = open_dataset(write_planted(tmp_path / "dataset", protocol="random"))
+    model = build_model(RandomConfig(), dataset, seed=0).eval()
+    tiles = EvaluationConfig(metrics=("gini", *USER_METRICS), cutoffs=(5,), user_tile=7)
+    users, values = [], []
+
+    def note(tile: Tensor, found: Tensor) -> None:
+        users.append(tile)
+        values.append(found)
+
+    whole = evaluate(model, dataset, "test", tiles, each_values=note).metrics
+    assert torch.cat(users).tolist() == dataset.held_out["test"][0].tolist()
+    averages = torch.cat(values).nanmean(dim=0).tolist()
+    assert averages == pytest.approx([whole[name] for name in at_cutoffs([*USER_METRICS], [5])], abs=1e-10)
+
+
+@pytest.mark.parametrize(("feature", "hint"), [("tag", r"did you mean tags\?"), ("year", "known here: cover, tags")])
+def test_a_feature_that_items_lack_is_refused(tmp_path: Path, feature: str, hint: str) -> None:
+    dataset = open_dataset(write_planted(tmp_path / "dataset"))
+    model = build_model(RandomConfig(), dataset, seed=0).eval()
+    with pytest.raises(ConfigError, match=f"no category, tags or vector '{feature}' to be diverse in; {hint}"):
+        evaluate(model, dataset, "test", EvaluationConfig(metrics=(f"ild:{feature}",)))
+
+
+def test_diversity_is_that_of_the_listed_items(tmp_path: Path) -> None:
+    """With cold items, so that candidates are counted otherwise than items. Tags are the item's group and one of all."""
+    dataset = open_dataset(write_planted(tmp_path / "dataset", protocol="cold_item"))
+    model = build_model(PopConfig(), dataset, seed=0).eval()
+    found = evaluate(model, dataset, "test", EvaluationConfig(metrics=("ild:tags",), cutoffs=(3,)))
+    # All tie, and nobody has seen any: everyone gets the first three candidates.
+    first = dataset.candidates("test")[:3].tolist()
+    tags = [own for item in first if (own := lists(dataset, "items", "tags")[item])]
+    distances = [1 - len(one & other) / 2 for place, one in enumerate(tags) for other in tags[:place]]
+    assert distances
+    assert found.metrics["ild:tags@3"] == pytest.approx(sum(distances) / len(distances), abs=1e-5)
+
+
+class Diverged(Recommender):
+    """Gives item 5 no number for user 11, in a dataset of any size."""
+
+    def encode_users(self, users: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
+        return users[:, None]
+
+    def encode_items(self, items: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
+        return items[:, None]
+
+    def score(self, users: Tensor, items: Tensor) -> Tensor:
+        return torch.zeros(len(users), len(items)).masked_fill_((users == 11) & (items.T == 5), math.nan)
+
+
+@pytest.mark.parametrize("metrics", [("ndcg",), ("auc",)])
+def test_a_score_that_is_not_a_number_is_refused_by_user_and_item(tmp_path: Path, metrics: tuple[str, ...]) -> None:
+    dataset = open_dataset(write_planted(tmp_path / "dataset", protocol="random"))
+    user, item = dataset.ids("users")[11].as_py(), dataset.ids("items")[5].as_py()
+    who = rf"the score of Diverged for user '{user}' \(index 11\) and item '{item}' \(index 5\) is not a number"
+    with pytest.raises(SibraError, match=who):
+        evaluate(Diverged(), dataset, "test", EvaluationConfig(metrics=metrics, user_tile=7, item_tile=3))
 
 
 HIDE = {"items.tags": 0.5, "items.cover": 0.25, "items.interactions": 1.0, "users.club": 0.5}

@@ -1,10 +1,11 @@
+"""Names of metrics, and that their sums are the same for any number of ranks, order and tiling of users."""
+
 import json
 import math
-import re
 import warnings
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,9 +14,12 @@ import torch.multiprocessing
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torchmetrics.functional import retrieval
 
+from sibra_dist.data.dataset import Csr
 from sibra_dist.errors import ConfigError, SibraError
+from sibra_dist.evaluation.catalog import Catalog
+from sibra_dist.evaluation.comparisons import Comparisons, rank_and_compare
+from sibra_dist.evaluation.config import EvaluationConfig
 from sibra_dist.evaluation.metrics import (
     CATALOG_METRICS,
     MAX_USERS,
@@ -23,177 +27,32 @@ from sibra_dist.evaluation.metrics import (
     VALUE_BITS,
     CatalogTallies,
     UserAverages,
-    entropy,
-    gini,
+    at_cutoffs,
+    features_of,
     parse_metric,
     split_metrics,
 )
-
-# Relevance of all candidates of one user in ranked order, at least one relevant.
-ranked_relevance = st.lists(st.booleans(), min_size=1, max_size=12).filter(any)
-cutoffs = st.integers(1, 15)
-
-
-def value(name: str, relevance: list[bool], k: int) -> float:
-    """The metric of one user: its list is cut or filled up to k, as ranking does."""
-    hits = torch.tensor([(relevance + [False] * k)[:k]])
-    found = USER_METRICS[name](hits, torch.tensor([sum(relevance)]), k)
-    assert found.dtype == torch.float64
-    assert found.shape == (1,)
-    return float(found)
-
-
-# ---------------------------------------------------------------------------------------------------- one user's list
-
-
-@pytest.mark.parametrize(
-    ("name", "oracle"),
-    [
-        ("ndcg", retrieval.retrieval_normalized_dcg),
-        ("recall", retrieval.retrieval_recall),
-        ("precision", retrieval.retrieval_precision),
-        ("hit_rate", retrieval.retrieval_hit_rate),
-        ("mrr", retrieval.retrieval_reciprocal_rank),
-    ],
-)
-@given(relevance=ranked_relevance, k=cutoffs)
-def test_metric_agrees_with_torchmetrics(name: str, oracle: Callable[..., Tensor], relevance: list[bool], k: int) -> None:
-    scores = torch.arange(len(relevance), 0, -1).float()
-    expected = float(oracle(scores, torch.tensor(relevance), top_k=k))
-    assert value(name, relevance, k) == pytest.approx(expected, abs=1e-6)
-
-
-@given(relevance=ranked_relevance, k=cutoffs)
-def test_map_is_torchmetrics_over_what_could_be_hit_rather_than_what_was(relevance: list[bool], k: int) -> None:
-    scores = torch.arange(len(relevance), 0, -1).float()
-    over_hits = float(retrieval.retrieval_average_precision(scores, torch.tensor(relevance), top_k=k))
-    expected = over_hits * sum(relevance[:k]) / min(k, sum(relevance))
-    assert value("map", relevance, k) == pytest.approx(expected, abs=1e-6)
-
-
-@given(relevance=ranked_relevance, k=cutoffs)
-def test_f1_is_the_harmonic_mean_of_precision_and_recall(relevance: list[bool], k: int) -> None:
-    precision, recall = sum(relevance[:k]) / k, sum(relevance[:k]) / sum(relevance)
-    expected = 2 * precision * recall / (precision + recall) if precision else 0.0
-    assert value("f1", relevance, k) == pytest.approx(expected, rel=1e-12)
-
-
-# Three relevant candidates, of which those at ranks 2 and 4 of the first five are found.
-TABLE = {
-    "ndcg": (1 / math.log2(3) + 1 / math.log2(5)) / (1 + 1 / math.log2(3) + 1 / math.log2(4)),
-    "recall": 2 / 3,
-    "precision": 2 / 5,
-    "map": (1 / 2 + 2 / 4) / 3,
-    "hit_rate": 1.0,
-    "mrr": 1 / 2,
-    "f1": 4 / 8,
-}
-
-
-@pytest.mark.parametrize("name", USER_METRICS)
-def test_metric_of_a_list_worked_by_hand(name: str) -> None:
-    hits = torch.tensor([[False, True, False, True, False, True]])  # a hit after the cutoff counts for nothing
-    found = USER_METRICS[name](hits, torch.tensor([3]), 5)
-    assert found.item() == pytest.approx(TABLE[name], abs=1e-11)
-
-
-@pytest.mark.parametrize("name", USER_METRICS)
-@given(relevance=ranked_relevance, k=cutoffs)
-def test_metric_is_a_share_and_never_falls_when_a_hit_moves_up(name: str, relevance: list[bool], k: int) -> None:
-    before = value(name, relevance, k)
-    assert 0 <= before <= 1
-    for place in range(1, len(relevance)):
-        if relevance[place] > relevance[place - 1]:
-            better = [*relevance]
-            better[place - 1], better[place] = True, False
-            assert value(name, better, k) >= before
-
-
-@pytest.mark.parametrize("name", USER_METRICS)
-def test_metric_of_a_perfect_list_is_one(name: str) -> None:
-    assert value(name, [True] * 4 + [False] * 3, 4) == 1
-
-
-@pytest.mark.parametrize("name", USER_METRICS)
-@pytest.mark.parametrize("num_relevant", [0, 2])
-def test_metric_without_hits_is_zero(name: str, num_relevant: int) -> None:
-    assert USER_METRICS[name](torch.zeros(1, 3, dtype=torch.bool), torch.tensor([num_relevant]), 3).tolist() == [0]
-
-
-@pytest.mark.parametrize("function", [*USER_METRICS.values(), *CATALOG_METRICS.values()])
-def test_metric_says_its_direction_and_its_empty_case(function: Callable[..., object]) -> None:
-    text = " ".join((function.__doc__ or "").lower().split())
-    assert "higher is" in text or "lower is" in text
-    assert re.search("[;.] 0 (for|where|without) ", text)
-
-
-# ------------------------------------------------------------------------------------------------------ the catalogue
-
-NOBODYS = torch.tensor([])
-"""The popularity of candidates, for metrics that do not read it."""
-exposures = st.lists(st.integers(0, 20), min_size=2, max_size=12).filter(any)
-
-
-@given(exposures)
-def test_gini_is_the_mean_difference_between_candidates(exposure: list[int]) -> None:
-    # Half the relative mean absolute difference, scaled so that one candidate with everything gives 1.
-    size = len(exposure)
-    differences = sum(abs(one - other) for one in exposure for other in exposure)
-    expected = differences / (2 * size * sum(exposure)) * size / (size - 1)
-    assert gini(torch.tensor(exposure), NOBODYS) == pytest.approx(expected, rel=1e-12)
-
-
-@given(exposures)
-def test_entropy_is_shannons(exposure: list[int]) -> None:
-    shares = [count / sum(exposure) for count in exposure if count]
-    expected = sum(-share * math.log2(share) for share in shares)
-    assert entropy(torch.tensor(exposure), NOBODYS) == pytest.approx(expected, rel=1e-12, abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("exposure", "expected"),
-    [
-        ([5, 5, 5, 5], {"coverage": 1.0, "gini": 0.0, "entropy": 2.0, "arp": 2.5}),
-        ([0, 8, 0, 0], {"coverage": 0.25, "gini": 1.0, "entropy": 0.0, "arp": 2.0}),
-        ([3, 0, 0, 3], {"coverage": 0.5, "gini": 2 / 3, "entropy": 1.0, "arp": 2.5}),
-        ([7], {"coverage": 1.0, "gini": 0.0, "entropy": 0.0, "arp": 1.0}),
-        ([0, 0], {"coverage": 0.0, "gini": 0.0, "entropy": 0.0, "arp": 0.0}),
-        ([], {"coverage": 0.0, "gini": 0.0, "entropy": 0.0, "arp": 0.0}),
-    ],
-)
-def test_catalogue_metrics_worked_by_hand(exposure: list[int], expected: dict[str, float]) -> None:
-    """Candidates have 1, 2, 3, ... training interactions."""
-    tally = torch.tensor(exposure, dtype=torch.int64)
-    popularity = torch.arange(1, len(exposure) + 1)
-    assert {name: function(tally, popularity) for name, function in CATALOG_METRICS.items()} == pytest.approx(expected)
-
-
-def test_gini_of_a_large_catalogue_is_exact() -> None:
-    exposure = torch.full((1_000_000,), 10**6)
-    exposure[0] = 0
-    # One of C candidates has nothing and the others share alike: (C - 1) differences of a mean share of 1 / (C - 1).
-    assert gini(exposure, NOBODYS) == pytest.approx(1 / 999_999, rel=1e-12)
-
-
-def test_tallies_count_each_cutoff_and_no_missing_candidate() -> None:
-    tallies = CatalogTallies(["coverage@1", "gini@3", "coverage@3"], torch.arange(4))
-    tallies.update(torch.tensor([[0, 1, -1], [0, 2, 1]]))
-    tallies.update(torch.tensor([[-1, -1, -1]]))
-    assert tallies.compute() == {"coverage@1": 0.25, "gini@3": gini(torch.tensor([2, 2, 1, 0]), NOBODYS), "coverage@3": 0.75}
-
-
-def test_tallies_refuse_lists_shorter_than_a_cutoff() -> None:
-    with pytest.raises(ValueError, match="cutoff of 3"):
-        CatalogTallies(["coverage@3"], torch.arange(4)).update(torch.tensor([[0, 1]]))
-
+from sibra_dist.evaluation.ranking import hits as hits_of
+from sibra_dist.evaluation.user_metrics import Lists
 
 # -------------------------------------------------------------------------------------------------------------- names
 
 
-@pytest.mark.parametrize("metric", ["ndcg@10", "hit_rate@1", "coverage@100"])
+@pytest.mark.parametrize("metric", ["ndcg@10", "hit_rate@1", "coverage@100", "user_coverage@7", "ild:genres@3"])
 def test_known_metrics_are_parsed(metric: str) -> None:
     name, k = parse_metric(metric)
     assert f"{name}@{k}" == metric
+
+
+def test_a_metric_over_all_candidates_has_no_cutoff_and_appears_once() -> None:
+    assert parse_metric("auc") == ("auc", 0)
+    names = EvaluationConfig(metrics=("recall", "auc", "gini"), cutoffs=(5, 10)).names
+    assert names == ["recall@5", "recall@10", "auc", "gini@5", "gini@10"]
+
+
+def test_the_configuration_accepts_every_metric() -> None:
+    names = EvaluationConfig(metrics=(*USER_METRICS, *CATALOG_METRICS), cutoffs=(1,)).names
+    assert [parse_metric(name)[0] for name in names] == [*USER_METRICS, *CATALOG_METRICS]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +60,16 @@ def test_known_metrics_are_parsed(metric: str) -> None:
     [
         ("ndgc@10", "did you mean ndcg?"),
         ("NDCG@10", "did you mean ndcg?"),
-        ("@10", "known here: arp"),
+        ("@10", "known here: aclt"),
+        ("auc@10", "it has no cutoff; write auc"),
+        ("auc@", "it has no cutoff; write auc"),
+        ("ndcg@10/sampled-100", "positive whole number"),
+        ("auc/sampled-100", "known here: aclt"),
+        ("popreo@5", "did you mean pop_reo?"),
+        ("ild@10", "ild:FEATURE"),
+        ("ild:@10", "ild:FEATURE"),
+        ("ndcg:genres@10", "there is no metric 'ndcg:genres'"),
+        ("ild:genres", "write for example ild:genres@10"),
         ("ndcg", "write for example ndcg@10"),
         ("ndcg@", "positive whole number"),
         ("ndcg@0", "positive whole number"),
@@ -219,8 +87,12 @@ def test_other_names_are_refused_with_what_to_write(metric: str, message: str) -
 
 
 def test_metrics_are_split_by_what_they_measure_and_keep_their_order() -> None:
-    names = ["gini@5", "recall@10", "coverage@10", "ndcg@5"]
-    assert split_metrics(names) == (["recall@10", "ndcg@5"], ["gini@5", "coverage@10"])
+    names = ["gini@5", "recall@10", "coverage@10", "ndcg@5", "ild:genres@2", "auc"]
+    assert split_metrics(names) == (["recall@10", "ndcg@5", "ild:genres@2", "auc"], ["gini@5", "coverage@10"])
+
+
+def test_features_that_metrics_read_are_named_once() -> None:
+    assert features_of(["ild:genres@5", "ndcg@5", "ild:cover@5", "ild:genres@10"]) == ["genres", "cover"]
 
 
 def test_no_name_is_in_both_tables() -> None:
@@ -229,30 +101,55 @@ def test_no_name_is_in_both_tables() -> None:
 
 # ----------------------------------------------------------------------------------------------------------- averages
 
-AVERAGED = [f"{name}@{k}" for name in USER_METRICS for k in (1, 3, 10)]
-COUNTED = [f"{name}@{k}" for name in CATALOG_METRICS for k in (3, 10)]
+AVERAGED = at_cutoffs([*USER_METRICS], (1, 3, 10))
+COUNTED = at_cutoffs([*CATALOG_METRICS], (3, 10))
 NUM_CANDIDATES = 40
 SPREAD = 61
 """Users that ranks divide among them."""
+CATALOG = Catalog.of(torch.arange(NUM_CANDIDATES + 5) ** 2, torch.arange(NUM_CANDIDATES), num_users=NUM_CANDIDATES**2)
 
 
-def users(count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Recommended candidates, hits and numbers of relevant candidates of some users; a few have nothing relevant."""
+class Users(NamedTuple):
+    """Users who may have fewer than ten candidates left; a few have nothing relevant."""
+
+    lists: Lists
+    relevant: Tensor
+    """bool [U, C]"""
+    masked: Tensor
+    """bool [U, C]"""
+
+    def add(self, part: Tensor, averages: UserAverages, tallies: CatalogTallies) -> None:
+        """Add those of some rows."""
+        hits, num_relevant, items, catalog, comparisons = self.lists
+        assert items is not None
+        assert comparisons is not None
+        compared = Comparisons(*(counts[part] for counts in comparisons))
+        averages.update(hits[part], num_relevant[part], items[part], catalog, compared)
+        relevant, masked = (pairs[part].nonzero()[:, 1] for pairs in (self.relevant, self.masked))
+        tallies.update(items[part], hits[part], relevant, masked)
+
+
+def users(count: int) -> Users:
+    """Some users, ranked by scores with many ties."""
     generator = torch.Generator().manual_seed(count)
-    items = torch.rand(count, NUM_CANDIDATES, generator=generator).argsort(dim=1)[:, :10]
-    num_relevant = torch.randint(0, 9, (count,), generator=generator)
-    hits = torch.rand(count, 10, generator=generator) < 0.3
-    hits &= hits.cumsum(dim=1) <= num_relevant[:, None]
-    return items, hits, num_relevant
+    shape = count, NUM_CANDIDATES
+    scores = torch.randint(9, shape, generator=generator).float()
+    masked = torch.rand(shape, generator=generator) < torch.rand(count, 1, generator=generator)
+    relevant = ~masked & (torch.rand(shape, generator=generator) < 0.2 * torch.rand(count, 1, generator=generator))
+    scores[masked] = -math.inf
+    lengths = relevant.sum(dim=1)
+    rows = Csr(torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), relevant.nonzero()[:, 1].int())
+    found, comparisons = rank_and_compare(lambda start, stop: scores[:, start:stop], rows, NUM_CANDIDATES, 10, 7)
+    found_hits = hits_of(found.items, rows, NUM_CANDIDATES)
+    return Users(Lists(found_hits, lengths, found.items, CATALOG, comparisons), relevant, masked)
 
 
 def measure(parts: list[Tensor], count: int) -> dict[str, float]:
     """All metrics of the users of `parts`, added part by part."""
-    averages, tallies = UserAverages(AVERAGED), CatalogTallies(COUNTED, torch.arange(NUM_CANDIDATES) ** 2)
-    items, hits, num_relevant = users(count)
+    averages, tallies = UserAverages(AVERAGED), CatalogTallies(COUNTED, CATALOG)
+    everyone = users(count)
     for part in parts:
-        averages.update(hits[part], num_relevant[part])
-        tallies.update(items[part])
+        everyone.add(part, averages, tallies)
     return averages.compute() | tallies.compute()
 
 
@@ -282,20 +179,22 @@ def test_averages_refuse_lists_shorter_than_a_cutoff() -> None:
 
 def test_a_value_is_as_close_as_the_unit_promises() -> None:
     averages = UserAverages(AVERAGED)
-    _, hits, num_relevant = users(60)
-    for user in (num_relevant > 0).nonzero():
+    everyone = users(60)
+    values = averages.per_user(*everyone.lists)
+    for user in (everyone.lists.num_relevant > 0).nonzero():
         averages.reset()
-        averages.update(hits[user], num_relevant[user])
-        exact = averages.per_user(hits[user], num_relevant[user]).squeeze(0).tolist()
+        everyone.add(user, averages, CatalogTallies([], CATALOG))
+        exact = values[user].squeeze(0).tolist()
         found = averages.compute()
         assert [found[name] for name in AVERAGED] == pytest.approx(exact, rel=0, abs=2 ** -(VALUE_BITS + 1))
 
 
 def test_the_largest_sum_is_held_and_more_users_are_refused() -> None:
-    averages = UserAverages(["recall@1"])
+    averages = UserAverages(["aclt@100"])
     averages.num_users.fill_(MAX_USERS)
-    averages.totals.fill_(MAX_USERS << VALUE_BITS)
-    assert averages.compute()["recall@1"] == 1
+    averages.wholes.fill_(MAX_USERS * 100)
+    averages.fractions.fill_(MAX_USERS << VALUE_BITS)
+    assert averages.compute()["aclt@100"] == 101
     averages.num_users += 1
     with pytest.raises(SibraError, match="evaluate a sample"):
         averages.compute()
@@ -321,19 +220,13 @@ def run_rank(rank: int, world_size: int, folder: str, shares: list[list[int]]) -
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size, timeout=timedelta(seconds=120)
     )
-    items, hits, num_relevant = users(SPREAD)
-    averages, tallies, nothing = (
-        UserAverages(AVERAGED),
-        CatalogTallies(COUNTED, torch.arange(NUM_CANDIDATES) ** 2),
-        CatalogTallies([], torch.arange(3)),
-    )
+    everyone = users(SPREAD)
+    averages, tallies, nothing = UserAverages(AVERAGED), CatalogTallies(COUNTED, CATALOG), CatalogTallies([], CATALOG)
     for part in torch.tensor(shares[rank], dtype=torch.int64).split(7) if shares[rank] else ():
-        averages.update(hits[part], num_relevant[part])
-        tallies.update(items[part])
+        everyone.add(part, averages, tallies)
     found = [averages.compute() | tallies.compute() | nothing.compute()]
     if rank == 0:
-        averages.update(hits, num_relevant)
-        tallies.update(items)
+        everyone.add(torch.arange(SPREAD), averages, tallies)
     found.append(averages.compute() | tallies.compute())
     Path(folder, f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     torch.distributed.destroy_process_group()

@@ -30,6 +30,9 @@ CONTRADICTIONS = {
     ),
     "a pool without users": ({"item_pool": 100}, "item_pool and shown_share are for examples users"),
     "share beyond all": ({"hide": {"items.tags": 1.5}}, r"hide.items.tags: input should be less than or equal to 1"),
+    "unknown metric": ({"monitor": "ndgc@10"}, r"monitor: there is no metric 'ndgc' \(in 'ndgc@10'\); did you mean ndcg\?"),
+    "metric without its cutoff": ({"monitor": "ndcg"}, r"monitor: the metric 'ndcg' needs a cutoff"),
+    "metric of the catalogue": ({"monitor": "gini@10"}, r"monitor 'gini@10' is none of ndcg, recall, .*, such as ndcg@10"),
     "unknown loss": ({"loss": "bpp"}, r"loss 'bpp' is not known; did you mean bpr\?"),
 }
 
@@ -46,6 +49,7 @@ def test_a_contradiction_is_one_error(values: dict[str, object], message: str) -
         {"labels": "weights", "loss": "bce"},
         {"sampler": {"type": "in_batch", "log_q": True}, "loss": "sampled_softmax"},
         {"sampler": {"pool": 10}, "negatives": 10},
+        {"monitor": "auc"},
         {"examples": "users", "loss": "sampled_softmax", "item_pool": 100, "shown_share": 0.8},
         {"hide": {"items.tags": 0.25, "users.interactions": 1}},
     ],

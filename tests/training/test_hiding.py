@@ -66,8 +66,9 @@ def test_a_run_hides_in_evaluation_what_its_configuration_says(planted: Path, tm
     run = RunFolder(tmp_path / "run")
     folder = tmp_path / "run" / "evaluation"
     validation = evaluate_run(run, EvaluationRequest("validation"))
-    assert [path.name for path in (folder / "validation").iterdir()] == [
-        "metrics-without-items.interactions=0.5-items.tags.json"
+    assert sorted(path.name for path in (folder / "validation").iterdir()) == [
+        "metrics-without-items.interactions=0.5-items.tags.json",
+        "users-without-items.interactions=0.5-items.tags.parquet",
     ]
     best = max(line["val/ndcg@10"] for line in run.metrics())
     assert validation.metrics["ndcg@10"] == pytest.approx(best, abs=1e-6)  # early stopping saw the same

@@ -97,12 +97,15 @@ def test_the_same_model_has_the_same_metrics_on_any_number_of_ranks(planted: Pat
     config = make_config(planted, training__epochs=1, evaluation__user_tile=7)
     run = RunFolder(tmp_path / "run")
     _, alone, _ = run_ranks(run.path, config, 1)
+    users = (run.path / "evaluation/test/users.parquet").read_bytes()
     for world in (2, 4):
         meeting = tmp_path / f"{world}.meeting"
         torch.multiprocessing.start_processes(
             evaluate_one, args=(world, str(meeting), str(run.path)), nprocs=world, start_method="spawn"
         )
         assert json.loads((run.path / "evaluation/test/metrics.json").read_text()) == alone
+        assert (run.path / "evaluation/test/users.parquet").read_bytes() == users
+        assert sorted(path.name for path in (run.path / "evaluation/test").iterdir()) == ["metrics.json", "users.parquet"]
 
 
 def evaluate_one(rank: int, world: int, meeting: str, folder: str) -> None:

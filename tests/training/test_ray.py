@@ -24,7 +24,7 @@ from sibra_dist.errors import CheckpointError, ConfigError, TrainingError
 from sibra_dist.training import ray_train, ray_validation
 from sibra_dist.training.checkpoint import load_best, load_newest
 from sibra_dist.training.config import TrainConfig
-from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run, read_evaluation
+from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run
 from sibra_dist.training.launch import Workers
 from sibra_dist.training.loop import Trainer
 from sibra_dist.training.progress import Callbacks, Progress
@@ -103,10 +103,12 @@ def test_evaluation_is_the_same_with_and_without_ray(planted: Path, tmp_path: Pa
     run = make_run(tmp_path / "run", config)
     Trainer(config, open_dataset(planted), run).fit()
     evaluate_run(run, EvaluationRequest())
-    alone = read_evaluation(run, EvaluationRequest())
-    run.evaluation("test").delete_all()
+    folder = run.evaluation("test")
+    alone = {name: folder.read(name) for name in folder.files()}
+    assert list(alone) == ["metrics.json", "users.parquet"]
+    folder.delete_all()
     evaluate_on_ray(run, config, EvaluationRequest(), 2)
-    assert read_evaluation(run, EvaluationRequest()) == alone
+    assert {name: folder.read(name) for name in folder.files()} == alone
 
 
 @pytest.mark.usefixtures("cluster")
