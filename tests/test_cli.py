@@ -151,7 +151,7 @@ def test_from_raw_files_to_a_report(tmp_path: Path) -> None:
     evaluation = run / "evaluation" / "test"
     found = json.loads((evaluation / "metrics.json").read_text())
     assert f"test split: {found['counts']['users']} users, 2 candidates each" in out
-    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[1:]}
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[1:] if line}
     assert rows["metric"] == ["@1", "@5", "@10", "@20"]
     assert rows["test/ndcg"] == [f"{found['metrics'][f'test/ndcg@{cutoff}']:.4f}" for cutoff in (1, 5, 10, 20)]
 
