@@ -24,6 +24,7 @@ ROOMS = {
     "models": ("data", "losses"),
     "evaluation": ("models", "data"),
     "training": ("evaluation", "models", "losses", "data"),
+    "recommending": ("training", "evaluation", "models", "data"),
     "description": ("data",),
     "describe": ("description", "data"),
     "catalogue": ("models", "data"),
@@ -31,7 +32,10 @@ ROOMS = {
     "estimate": ("training", "data"),
     "terminal": ("training", "data"),
     "cli": ("commands", "terminal"),
-    "commands": ("terminal", "etl", "data", "training", "evaluation", "describe", "report", "catalogue", "estimate"),
+    "commands": (
+        *("terminal", "etl", "data", "training", "evaluation", "recommending"),
+        *("describe", "report", "catalogue", "estimate"),
+    ),
 }
 ENGINES = {
     "pyspark": ("etl",),
@@ -75,7 +79,7 @@ def imported_within(name: str) -> list[str]:
 
 
 def test_every_room_has_modules_and_every_module_a_room() -> None:
-    for room in ("etl", "data", "models", "training", "evaluation"):
+    for room in ("etl", "data", "models", "training", "evaluation", "recommending"):
         assert [name for name in MODULES if name.startswith(f"{room}.")], f"{room} is empty"
     assert {name.split(".")[0] for name in MODULES if name} <= set(ROOMS)
 
@@ -99,7 +103,10 @@ def test_losses_need_torch_only() -> None:
     assert others <= {"torch", "sibra_dist"}
 
 
-@pytest.mark.parametrize("module", ["data", "models", "evaluation", "training.loop", "etl.config", "cli"])
+LOADED = ("data", "models", "evaluation", "training.loop", "recommending.recommend", "etl.config", "cli")
+
+
+@pytest.mark.parametrize("module", LOADED)
 def test_importing_does_no_work(module: str) -> None:
     """Neither engine is imported, no thread started, and torch's random numbers are as they were."""
     code = f"""
