@@ -1,10 +1,13 @@
 """The command that writes recommendations."""
 
 from contextlib import nullcontext
+from functools import partial
 from typing import Annotated
 
 import typer
 
+from sibra_dist.commands.options import Workers
+from sibra_dist.errors import ConfigError
 from sibra_dist.terminal import console, counting
 
 
@@ -24,22 +27,32 @@ def recommend(
     ] = "seen",
     dataset: Annotated[str | None, typer.Option(help="Where the run's dataset lies now, if it has moved.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace other recommendations in that place.")] = False,
+    workers: Workers = 0,
 ) -> None:
     """Write the best items for each user as Parquet files."""
     from sibra_dist.data.storage import Place
-    from sibra_dist.recommending.manifest import REJECTED
+    from sibra_dist.recommending.manifest import REJECTED, Recommended
     from sibra_dist.recommending.recommend import Asked
     from sibra_dist.recommending.recommend import recommend as write
     from sibra_dist.training.launch import process_group
     from sibra_dist.training.run_folder import open_run
 
     place = Place.at(to)
+    asked = Asked(k, users, exclude, dataset, overwrite)
     folder, settings, _ = open_run(run, dataset)
     with (
         process_group(settings.training) as ranks,
         counting("recommending to", "users") if ranks.leads else nullcontext(lambda done, total: None) as show,
     ):
-        written = write(folder, Asked(k, users, exclude, dataset, overwrite), place, show)
+        if workers == 0:
+            written = write(folder, asked, place, show)
+        elif ranks.world > 1:
+            raise ConfigError("--workers starts workers with Ray, and these processes were started already: leave it out")
+        else:
+            from sibra_dist.training.ray_train import share_on_ray
+
+            share_on_ray(folder, settings, partial(write, asked=asked.anywhere(), to=place), workers)
+            written = Recommended.of(place)
     if ranks.leads:
         console.print(f"{written.rows:,} recommendations to {written.users:,} users are in {place}", soft_wrap=True)
         for reason, count in written.rejected.items():

@@ -82,6 +82,18 @@ class Recommended(Config):
                 "Name another folder, or add --overwrite to replace what is there"
             ) from error
 
+    @classmethod
+    def of(cls, place: Place) -> Self:
+        """The manifest in a folder.
+
+        Raises:
+            DatasetError: there is none, or it cannot be read.
+        """
+        found = cls.read(place)
+        if found is None:
+            raise DatasetError(f"{place} holds no recommendations: it has no {MANIFEST}. Make them with `sibra-dist recommend`")
+        return found
+
     def write(self, place: Place) -> None:
         """Write it, whole or not at all; `OSError` if it cannot be written."""
         place.write(MANIFEST, json.dumps(self.model_dump(mode="json"), indent=2).encode() + b"\n")

@@ -6,7 +6,7 @@ embeddings of all candidates, the scores of one tile and the rows of one shard: 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pyarrow as pa
@@ -44,6 +44,7 @@ USER_TILE = 256
 """Users ranked at once."""
 ITEM_TILE = 65536
 """Candidates scored at once."""
+SEEN, NONE = "seen", "none"
 SCHEMA = pa.schema([(USER, pa.string()), (ITEM, pa.string()), ("score", pa.float32()), ("rank", pa.int32())])
 
 Excluded = Callable[[Tensor], list[tuple[Tensor, Tensor]]]
@@ -57,11 +58,17 @@ class Asked:
     k: int = 100
     users: str | None = None
     """A file that lists them; by default all of the dataset."""
-    exclude: str = "seen"
+    exclude: str = SEEN
     """`seen`: what the dataset knows of a user, in any split; `none`; or a file of pairs."""
     dataset: str | None = None
     """Folder of the dataset, where it is not the one the run names."""
     overwrite: bool = False
+
+    def anywhere(self) -> "Asked":
+        """The same, where the working folder is another: every path is absolute."""
+        users, dataset = (str(Place.at(path)) if path is not None else None for path in (self.users, self.dataset))
+        exclude = self.exclude if self.exclude in (SEEN, NONE) else str(Place.at(self.exclude))
+        return replace(self, users=users, exclude=exclude, dataset=dataset)
 
 
 @dataclass(frozen=True)
@@ -211,11 +218,11 @@ def _users(asked: Asked, dataset: Dataset) -> tuple[Entities, str, list[Rejected
 
 def _excluded(asked: Asked, dataset: Dataset) -> tuple[Excluded, str, list[Rejected]]:
     """What is not recommended, what the request says of it, and what was not used of the file that lists it."""
-    if asked.exclude == "seen":
+    if asked.exclude == SEEN:
         tested = partial(pairs_of, *dataset.held_out["test"])
-        return lambda users: [*dataset.masked("test", users), tested(users)], "seen", []
-    if asked.exclude == "none":
-        return lambda users: [], "none", []
+        return lambda users: [*dataset.masked("test", users), tested(users)], SEEN, []
+    if asked.exclude == NONE:
+        return lambda users: [], NONE, []
     listing = read_listing(asked.exclude, [USER, ITEM])
     pairs, refused = find_pairs(listing, dataset.ids("users"), dataset.ids("items"))
     return lambda users: [pairs_of(*pairs, users)], listing.sha256, refused
