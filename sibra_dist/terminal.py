@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     from sibra_dist.training.progress import Progress as TrainingProgress
@@ -30,6 +30,28 @@ def stages(title: str, known: Sequence[str] = ()) -> Iterator[Callable[[str], No
             bar.update(task, description=f"{title}: {stage}", completed=known.index(stage) if stage in known else None)
 
         yield begin
+
+
+@contextmanager
+def counting(title: str, what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how many are done, else a line a tenth: yields a function to call with that number and the number of all."""
+    if not errors.is_terminal:
+        told = 0
+
+        def line(done: int, total: int) -> None:
+            nonlocal told
+            tenth = 10 * done // max(total, 1)
+            if tenth > told:
+                told = tenth
+                errors.print(f"{title}: {done:,} of {total:,} {what}", soft_wrap=True)
+
+        yield line
+        return
+    left = TimeRemainingColumn(elapsed_when_finished=True)
+    columns = (TextColumn(f"{title} {what}", markup=False), BarColumn(), MofNCompleteColumn(), left)
+    with Progress(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager

@@ -211,6 +211,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "train pop --to runs/new dataset=dataset",
         "evaluate runs/pop",
         "evaluate runs/other",
+        "recommend runs/pop --to recommended -k 3",
     ):
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
@@ -279,6 +280,26 @@ BAD_INPUT = {
     "hide of a baseline": ("evaluate runs/pop --hide items.cover", "the model reads no such modality"),
     "search in an object store": ("tune train.yaml --to s3://bucket/search", "a search is kept in a folder of this machine"),
     "run on an unknown file system": ("train train.yaml --to ftp://host/run", "ftp://host/run names a file system that is not"),
+    "recommend of no run": ("recommend dataset --to new", "dataset is not a run folder: it has no config.yaml"),
+    "recommend on another dataset": ("recommend runs/sibrar --dataset other --to new", "was made from another dataset"),
+    "recommend to other files": ("recommend runs/pop --to source", "source holds something that is not recommendations"),
+    "recommend on an unknown file system": ("recommend runs/pop --to ftp://host/new", "names a file system that is not"),
+    "recommend to users of no file": (
+        "recommend runs/pop --to new --users nobody.csv",
+        "nobody.csv cannot be read: No such file",
+    ),
+    "recommend without a column": (
+        "recommend runs/pop --to new --exclude source/users.tsv",
+        "source/users.tsv has no column item_id; known here: city, user_id",
+    ),
+    "recommend to strangers": (
+        "recommend runs/pop --to new --users source/users.tsv",
+        "none of the 16 ids of source/users.tsv",
+    ),
+    "recommend another number": (
+        "recommend runs/pop --to recommended -k 4",
+        "recommended holds recommendations of another request (not the same k); add --overwrite",
+    ),
     "report without evaluation": (
         "report runs/pop runs/new",
         "runs/new has no evaluation of the test split: run `sibra-dist evaluate runs/new`",
@@ -356,6 +377,17 @@ def test_a_hidden_share_is_told_in_the_table_and_in_the_name_of_the_file(world: 
     assert "test split, without items.cover=0.5, users.club: " in out
     result = world / "runs/sibrar/evaluation/test/metrics-without-items.cover=0.5-users.club.json"
     assert json.loads(result.read_text())["hidden"] == ["items.cover=0.5", "users.club"]
+
+
+def test_recommendations_are_told_of_and_what_was_not_used(world: Path, call: Call, tmp_path: Path) -> None:
+    (tmp_path / "users").write_text("u0001\nnobody\n")
+    code, out, err = call(f"recommend runs/pop --to {tmp_path / 'to'} -k 5 --users {tmp_path / 'users'} --exclude none", world)
+    assert code == 0
+    assert out.splitlines() == [
+        f"5 recommendations to 1 users are in {tmp_path / 'to'}",
+        f"not used  1 unknown id: see {tmp_path / 'to' / 'rejected.csv'}",
+    ]
+    assert err.splitlines() == ["recommending to: 1 of 1 users"]
 
 
 def test_bad_input_in_a_process_of_its_own(world: Path) -> None:

@@ -24,6 +24,7 @@ ROOMS = {
     "models": ("data", "losses"),
     "evaluation": ("models", "data"),
     "training": ("evaluation", "models", "losses", "data"),
+    "recommending": ("training", "evaluation", "models", "data"),
     "description": ("data",),
     "describe": ("description", "data"),
     "catalogue": ("models", "data"),
@@ -34,8 +35,8 @@ ROOMS = {
     "terminal": ("training", "data"),
     "cli": ("commands", "terminal"),
     "commands": (
-        *("terminal", "etl", "data", "training", "evaluation", "describe", "catalogue", "estimate"),
-        *("report", "report_groups", "comparison"),
+        *("terminal", "etl", "data", "training", "evaluation", "recommending", "comparison"),
+        *("describe", "report", "report_groups", "catalogue", "estimate"),
     ),
 }
 ENGINES = {
@@ -80,7 +81,7 @@ def imported_within(name: str) -> list[str]:
 
 
 def test_every_room_has_modules_and_every_module_a_room() -> None:
-    for room in ("etl", "data", "models", "training", "evaluation", "comparison"):
+    for room in ("etl", "data", "models", "training", "evaluation", "comparison", "recommending"):
         assert [name for name in MODULES if name.startswith(f"{room}.")], f"{room} is empty"
     assert {name.split(".")[0] for name in MODULES if name} <= set(ROOMS)
 
@@ -109,7 +110,10 @@ def test_significance_needs_numpy_and_scipy_only() -> None:
     assert others == {"numpy", "scipy"}
 
 
-@pytest.mark.parametrize("module", ["data", "models", "evaluation", "training.loop", "etl.config", "cli"])
+LOADED = ("data", "models", "evaluation", "training.loop", "recommending.recommend", "etl.config", "cli")
+
+
+@pytest.mark.parametrize("module", LOADED)
 def test_importing_does_no_work(module: str) -> None:
     """Neither engine is imported, no thread started, and torch's random numbers are as they were."""
     code = f"""

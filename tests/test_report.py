@@ -21,7 +21,7 @@ from sibra_dist.report import (
     training_summary,
     trials_table,
 )
-from sibra_dist.terminal import duration, progress_bar, stages
+from sibra_dist.terminal import counting, duration, progress_bar, stages
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.progress import Progress
 from sibra_dist.training.run_folder import RunFolder
@@ -258,6 +258,13 @@ def progress(**changes: Any) -> Progress:
         "seconds_left": 61.0,
     }
     return Progress(**{**values, **changes})
+
+
+def test_without_a_terminal_counting_is_a_line_a_tenth(output: Callable[[], list[str]]) -> None:
+    with counting("recommending to", "users") as show:
+        for done in (0, 99, 100, 150, 450, 2000):
+            show(done, 2000)
+    assert output() == [f"recommending to: {done} of 2,000 users" for done in ("450", "2,000")]
 
 
 def test_without_a_terminal_progress_is_a_line_an_evaluation(output: Callable[[], list[str]]) -> None:

@@ -143,11 +143,7 @@ class Dataset:
         """
         pairs = [_pairs(self.users.histories, users)]
         if split == "test":
-            holders, held = self.held_out["validation"]
-            position = torch.searchsorted(holders, users.to(holders.dtype)).clamp(max=max(len(holders) - 1, 0))
-            known = torch.nonzero(holders[position] == users).flatten() if len(holders) else position[:0]
-            rows, items = _pairs(held, position[known])
-            pairs.append((known[rows], items))
+            pairs.append(pairs_of(*self.held_out["validation"], users))
         return pairs
 
     def ids(self, side: Side) -> pa.ChunkedArray:
@@ -179,6 +175,25 @@ def open_dataset(place: str | Path | Place, cache: Path | None = None) -> Datase
             "test": (arrays["held_out/test/index"], _csr(arrays, "held_out/test")),
         },
     )
+
+
+def pairs_of(holders: Tensor, matrix: Csr, users: Tensor) -> tuple[Tensor, Tensor]:
+    """The entries of some users in a matrix that has rows for a few of all users only.
+
+    Args:
+        holders: whose the rows of the matrix are, ascending.
+        matrix: a row each of the holders.
+        users: int64 [n] users.
+
+    Returns:
+        Pairs (row int64 [m], column int64 [m]) where row is a position in `users`.
+    """
+    if not len(holders):
+        return _pairs(matrix, users[:0])
+    position = torch.searchsorted(holders, users.to(holders.dtype)).clamp(max=len(holders) - 1)
+    known = torch.nonzero(holders[position] == users).flatten()
+    rows, columns = _pairs(matrix, position[known])
+    return known[rows], columns
 
 
 def _pairs(matrix: Csr, rows: Tensor) -> tuple[Tensor, Tensor]:

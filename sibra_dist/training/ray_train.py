@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -75,9 +76,18 @@ def train_on_ray(
 
 def evaluate_on_ray(run: RunFolder, config: TrainConfig, request: EvaluationRequest, workers: int) -> None:
     """Evaluate a run on `workers` Ray Train workers, which share out its users; see `evaluate_run`."""
-    payload = {"run": str(run.place), "request": asdict(request)}
+    share_on_ray(run, config, partial(evaluate_run, request=request), workers)
+
+
+def share_on_ray(run: RunFolder, config: TrainConfig, act: Callable[..., object], workers: int) -> None:
+    """Have `workers` Ray Train workers do together what ranks share out, `act(run, device=...)`; what it returns is dropped.
+
+    Raises:
+        SibraError: what a worker raised that the user can put right.
+        TrainingError: workers failed more often than `training.max_failures`.
+    """
     start_ray(workers)
-    _run(_evaluate_worker, payload, run, Workers(workers, workers), config.training, ())
+    _run(_share_worker, {"run": str(run.place), "act": act}, run, Workers(workers, workers), config.training, ())
 
 
 def start_ray(workers: int) -> None:
@@ -202,11 +212,11 @@ def _leaving() -> frozenset[str]:
     return frozenset(found.preempted_node_ids if found is not None else ())
 
 
-def _evaluate_worker(payload: dict[str, Any]) -> None:
+def _share_worker(payload: dict[str, Any]) -> None:
     run = RunFolder(payload["run"])
     with Messages(str(run.place)).sending() as may_start:
         if may_start:
-            evaluate_run(run, EvaluationRequest(**payload["request"]), _device())
+            payload["act"](run, device=_device())
 
 
 def _device() -> torch.device:

@@ -30,7 +30,7 @@ from sibra_dist.data.storage import Place
 from sibra_dist.errors import CheckpointError
 from sibra_dist.models import build_model
 from sibra_dist.models.base import Recommender
-from sibra_dist.training.checkpoint import ALONE, divided_tables, load_best
+from sibra_dist.training.checkpoint import ALONE, divided_tables, load_best, step_of
 from sibra_dist.training.checks import require_served
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.placement import table_layout
@@ -151,7 +151,12 @@ class RunFolder:
         return digest
 
     def load_best(self, dataset: Dataset, device: torch.device, ranks: Ranks = ALONE) -> tuple[Recommender, int]:
-        """The model at its best validation metric, ready to evaluate, and the epoch that was.
+        """The model at its best validation metric, ready to evaluate, and the epoch that was; see `load_named_best`."""
+        model, name = self.load_named_best(dataset, device, ranks)
+        return model, step_of(name)[0]
+
+    def load_named_best(self, dataset: Dataset, device: torch.device, ranks: Ranks = ALONE) -> tuple[Recommender, str]:
+        """The model at its best validation metric, ready to evaluate, and its name, which no other training's model has.
 
         Raises:
             CheckpointError: there is none, it is damaged, or it was made from another dataset.
@@ -164,7 +169,7 @@ class RunFolder:
                 f"{self.name} holds no trained model yet. Continue it with `sibra-dist train --resume {self.name}`"
             )
         checkpoint.restore(model)
-        return model.to(device).eval(), checkpoint.position.epoch
+        return model.to(device).eval(), checkpoint.name
 
     def metrics(self) -> list[dict[str, Any]]:
         """The evaluations so far, in order.

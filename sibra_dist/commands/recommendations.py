@@ -1,0 +1,59 @@
+"""The command that writes recommendations."""
+
+from contextlib import nullcontext
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from sibra_dist.commands.options import Workers
+from sibra_dist.errors import ConfigError
+from sibra_dist.terminal import console, counting
+
+
+def recommend(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, a path or URI.")],
+    to: Annotated[str, typer.Option(help="Folder or URI of the recommendations.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Items for each user, at most.")] = 100,
+    users: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Users, an id a line or a table's column user_id; by default all.")
+    ] = None,
+    exclude: Annotated[
+        str,
+        typer.Option(
+            metavar="seen|none|FILE",
+            help="What is not recommended: what the dataset knows of the user, nothing, or a table's pairs user_id, item_id.",
+        ),
+    ] = "seen",
+    dataset: Annotated[str | None, typer.Option(help="Where the run's dataset lies now, if it has moved.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace other recommendations in that place.")] = False,
+    workers: Workers = 0,
+) -> None:
+    """Write the best items for each user as Parquet files."""
+    from sibra_dist.data.storage import Place
+    from sibra_dist.recommending.manifest import REJECTED, Recommended
+    from sibra_dist.recommending.recommend import Asked
+    from sibra_dist.recommending.recommend import recommend as write
+    from sibra_dist.training.launch import process_group
+    from sibra_dist.training.run_folder import open_run
+
+    place = Place.at(to)
+    asked = Asked(k, users, exclude, dataset, overwrite)
+    folder, settings, _ = open_run(run, dataset)
+    with (
+        process_group(settings.training) as ranks,
+        counting("recommending to", "users") if ranks.leads else nullcontext(lambda done, total: None) as show,
+    ):
+        if workers == 0:
+            written = write(folder, asked, place, show)
+        elif ranks.world > 1:
+            raise ConfigError("--workers starts workers with Ray, and these processes were started already: leave it out")
+        else:
+            from sibra_dist.training.ray_train import share_on_ray
+
+            share_on_ray(folder, settings, partial(write, asked=asked.anywhere(), to=place), workers)
+            written = Recommended.of(place)
+    if ranks.leads:
+        console.print(f"{written.rows:,} recommendations to {written.users:,} users are in {place}", soft_wrap=True)
+        for reason, count in written.rejected.items():
+            console.print(f"not used  {count:,} {reason}: see {place / REJECTED}", soft_wrap=True)
