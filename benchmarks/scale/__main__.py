@@ -85,7 +85,7 @@ def trained(dataset: Path, batch: int, folder: Path) -> dict[str, Any]:
     return told | {
         "seconds_a_step": seconds,
         "parameters": rank.parameters,
-        "estimated": rank.training + rank.checkpoint,
+        "estimated": rank.private,
         "estimated_mapped": rank.mapped,
     }
 

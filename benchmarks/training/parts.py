@@ -144,17 +144,20 @@ def peers(shop: Workshop) -> Part:
 
 def workers(shop: Workshop) -> Part:
     """SiBraR on one process, and on two with a core each; one thread for a process."""
-    dataset = shop.laboratory.dataset("random", 0)
+    films = _sibrar(shop.laboratory.dataset("random", 0), ("interactions", "genres", "plot"), 2048)
+    large = *_sibrar(shop.synthetic(), ("interactions", "tags", "vector"), 8192), "model.exclude_target=false"
+    divided = "training.interaction_table=row_sharded"
     two = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *OURS)
     contenders, ratios = [], []
-    for batch in (2048, 8192):
-        setting = f"batch {batch}"
-        arguments = ("--pin", *_sibrar(dataset, ("interactions", "genres", "plot"), batch))
-        contenders += [
-            Contender(setting, "1 process", OURS, arguments, 1),
-            Contender(setting, "2 processes", two, arguments, 1),
-        ]
-        ratios.append(Ratio(f"positives/s, {setting}, 2 over 1", RATE, (setting, "2 processes"), (setting, "1 process"), 1.5))
+    for setting, arguments, of_two in (
+        ("MovieLens 1M, batch 2048", films, ()),
+        ("MovieLens 1M, batch 8192", (*films, "training.batch_size=8192"), ()),
+        ("200,000 users, batch 8192, tables divided", large, (divided,)),
+    ):
+        one = Contender(setting, "1 process", OURS, ("--pin", *arguments), 1)
+        both = Contender(setting, "2 processes", two, ("--pin", *arguments, *of_two), 1)
+        contenders += [one, both]
+        ratios.append(Ratio(f"positives/s, {setting}, 2 over 1", RATE, both.key, one.key, 1.5))
     return Part(contenders, ratios=ratios)
 
 

@@ -19,7 +19,7 @@ from sibra_dist.data.manifest import Shard
 from sibra_dist.data.publish import write_shard, writing
 from sibra_dist.data.storage import Place
 from sibra_dist.errors import SibraError
-from sibra_dist.evaluation.ranking import NO_CANDIDATE, Recommendations, mask_, rank
+from sibra_dist.evaluation.ranking import NO_CANDIDATE, NotANumberError, Recommendations, mask_, rank
 from sibra_dist.models.base import Recommender
 from sibra_dist.recommending.folder import REMEDY, begin, finish
 from sibra_dist.recommending.listings import (
@@ -89,8 +89,15 @@ class Ranking:
         """The best of the candidates for users start to stop, tile by tile."""
         users = self.users.indices[start:stop]
         embedded = self.model.encode_users(users)
-        tiles = zip(users.split(USER_TILE), embedded.split(USER_TILE), strict=True)
-        return [self._rank_tile(*tile, embeddings) for tile in tiles if len(tile[0])]
+        found: list[Recommendations] = []
+        for tile, embedded_tile in zip(users.split(USER_TILE), embedded.split(USER_TILE), strict=True):
+            try:
+                found += [self._rank_tile(tile, embedded_tile, embeddings)] if len(tile) else []
+            except NotANumberError as error:
+                user = self.users.ids[start + len(found) * USER_TILE + error.row].as_py()
+                who = f"{type(self.model).__name__} for user {user!r} and item {self.items.ids[error.candidate].as_py()!r}"
+                raise NotANumberError(error.row, error.candidate, who) from error
+        return found
 
     def rows(self, start: int, found: Sequence[Recommendations]) -> pa.Table:
         """The rows of a shard: those of users from `start` on, as many as were ranked."""

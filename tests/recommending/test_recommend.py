@@ -357,7 +357,7 @@ def test_a_score_that_is_no_number_is_told(tmp_path: Path, runs: dict[str, RunFo
     from sibra_dist.models.baselines import Pop
 
     monkeypatch.setattr(Pop, "score", lambda self, users, items: (users @ items.T) / 0 * 0)
-    with pytest.raises(SibraError, match=r"not a number \(NaN\)"):
+    with pytest.raises(SibraError, match=r"the score of Pop for user '\w+' and item '\w+' is not a number \(NaN\)"):
         recommend(runs["pop"], Asked(3), Place.at(tmp_path / "to"))
 
 
