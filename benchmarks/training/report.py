@@ -92,13 +92,14 @@ def _curves(contenders: list[Kept]) -> list[str]:
 def _communication(contenders: list[Kept]) -> list[str]:
     """What two processes send each other."""
     scalars = contenders[0]["runs"][0]["parameters"]
+    megabytes = 4 * scalars / 1e6
     return [
         f"On MovieLens 1M a step sums the gradients of {scalars:,} parameters over the processes, 4 bytes each: "
-        f"{4 * scalars / 1e6:.1f} MB, whatever the batch, beside running statistics and three numbers. In a ring of W processes "
-        "each sends and receives 2 (W - 1) / W times as much; with two, once as much. Where tables are divided, their gradients "
+        f"{megabytes:.1f} MB, whatever the batch, beside running statistics and three numbers. In a ring of W processes each "
+        "sends and receives 2 (W - 1) / W times as much; with two, once as much. Where tables are divided, their gradients "
         "stay: ids, sums of rows and gradients of these travel, to and from the rank that holds the rows. Memory and processor "
-        "time are those of one of the processes. Each process encodes what is distinct in its half of a batch: of few films and "
-        "users that is nearly all of them in either half, so the two together do more than the one."
+        "time are those of one of the processes. Each process encodes what is distinct in its half of a batch: of few films "
+        "and users that is nearly all of them in either half, so the two together do more than the one."
     ]
 
 
