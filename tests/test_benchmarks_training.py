@@ -221,26 +221,14 @@ def test_time_to_quality_ends_with_the_first_evaluation_that_is_as_good(monkeypa
 
 def test_time_to_quality_is_told_of_a_whole_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, result = write_planted(tmp_path / "dataset"), tmp_path / "result.json"
-    options = [
-        "--seconds",
-        "0",
-        "--result",
-        str(result),
-        "--thresholds",
-        "0",
-        "1.5",
-        "--seeds",
-        "3",
-        "4",
-        "--",
-        "sibrar-cold-item",
-        f"dataset={folder}",
-    ]
+    common = ["--seconds", "0", "--result", str(result), "--thresholds", "0", "1.5", "--seeds", "3", "4"]
+    options = [*common, "--", "sibrar-cold-item", f"dataset={folder}"]
     monkeypatch.setattr(sys, "argv", ["program", *options, "training.epochs=2", "training.batch_size=200"])
     quality.main()
     told = json.loads(result.read_text())
-    assert [[steps for _, steps, _ in curve] for curve in told["curves"]] == [[3, 6], [3, 6]]
-    assert [value for _, _, value in told["curves"][0]] != [value for _, _, value in told["curves"][1]]
+    first, second = told["best"]
+    assert first != second
+    assert told["evaluations"] == [2, 2]
     assert told["reached"]["0"]["steps"] == 3
     assert told["reached"]["1.5"] is None
 
@@ -250,7 +238,7 @@ def test_time_to_quality_ends_when_there_is_nothing_left_to_reach(tmp_path: Path
     options = ["--seconds", "0", "--result", str(result), "--thresholds", "0", "--seeds", "3", "--", "mf", f"dataset={folder}"]
     monkeypatch.setattr(sys, "argv", ["program", *options, "training.epochs=90", "training.batch_size=200"])
     quality.main()
-    assert len(json.loads(result.read_text())["curves"][0]) == 1
+    assert json.loads(result.read_text())["evaluations"] == [1]
 
 
 def test_of_several_seeds_the_median_is_told() -> None:

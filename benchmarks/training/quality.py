@@ -88,8 +88,9 @@ def main() -> None:
     configs = [load_config(TrainConfig, arguments.config, [*arguments.settings, f"seed={seed}"]) for seed in arguments.seeds]
     curves = [train(config, max(arguments.thresholds)) for config in configs]
     told = {
-        "curves": [curve.points for curve in curves],
+        "best": [max(value for _, _, value in curve.points) for curve in curves],
         "reached": {f"{each:g}": middle([curve.reached(each) for curve in curves]) for each in arguments.thresholds},
+        "evaluations": [len(curve.points) for curve in curves],
         "evaluating": statistics.median(curve.evaluating for curve in curves),
         "threads": torch.get_num_threads(),
         "peak_rss_mebibytes": peak_rss(),

@@ -81,9 +81,9 @@ def _curves(contenders: list[Kept]) -> list[str]:
             steps = sorted(run["reached"][threshold]["steps"] for run in kept["runs"] if run["reached"][threshold])
             whole = len(times) == len(kept["runs"])
             cells.append(f"{times[len(times) // 2]:.1f} ({steps[len(steps) // 2]})" if whole else "not reached")
-        best = max(value for run in kept["runs"] for curve in run["curves"] for _, _, value in curve)
+        best = max(value for run in kept["runs"] for value in run["best"])
         rows.append(
-            (kept["setting"], str(len(kept["runs"][0]["curves"])), *cells, f"{best:.4f}", f"{median(kept, 'evaluating'):.1f}")
+            (kept["setting"], str(len(kept["runs"][0]["best"])), *cells, f"{best:.4f}", f"{median(kept, 'evaluating'):.1f}")
         )
     headings = ("", "seeds", *(f"{threshold} (steps)" for threshold in thresholds), "best", "of which evaluating")
     return _table(headings, rows)
