@@ -124,7 +124,8 @@ def split_fields(line: str, separator: str, quote: str | None) -> list[str]:
     """
     if quote is None:
         return line.split(separator)
-    field = re.compile(_field(separator, quote))
+    # Python before 3.11.5 does not match possessive groups as it should; its own repeats need no deep stack.
+    field = re.compile(_field(separator, quote, often="*"))
     fields, rest = [], separator + line
     while rest:
         found = field.match(rest, len(separator)) if rest.startswith(separator) else None
@@ -135,11 +136,11 @@ def split_fields(line: str, separator: str, quote: str | None) -> list[str]:
     return fields
 
 
-def _field(separator: str, quote: str) -> str:
-    """The regular expression of a field, quoted or not. It never goes back, so that a long field needs no deep stack."""
+def _field(separator: str, quote: str, often: str = "*+") -> str:
+    """The regular expression of a field, quoted or not. It never goes back, so that Java needs no deep stack for a long one."""
     mark, end = pattern_of(quote), pattern_of(separator)
-    plain = f"[^{mark}{end}]*+" if len(separator) == 1 else f"(?:(?!{end})[^{mark}])*+"
-    return f"(?:{mark}[^{mark}]*+(?:{mark}{mark}[^{mark}]*+)*+{mark}|{plain})"
+    plain = f"[^{mark}{end}]{often}" if len(separator) == 1 else f"(?:(?!{end})[^{mark}]){often}"
+    return f"(?:{mark}[^{mark}]{often}(?:{mark}{mark}[^{mark}]{often}){often}{mark}|{plain})"
 
 
 def _open_headed(
