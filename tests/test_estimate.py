@@ -146,7 +146,6 @@ def test_allocations_are_counted_until_they_are_freed() -> None:
         ("sibrar-cold-item", ["training.batch_size=2048", "training.negatives=2"], 1),  # most of it tables
         ("sibrar-warm", ["training.batch_size=1024"], 1),  # most of it activations
         ("sibrar-cold-item", ["training.batch_size=2048", "training.negatives=2", "training.table_updates=lazy"], 1),
-        ("sibrar-cold-item", ["training.batch_size=2048", "training.negatives=2"], 2),
         ("sibrar-cold-item", ["training.batch_size=4096", "training.negatives=2", "training.table_updates=lazy"], 2),
         ("sibrar-warm", ["training.batch_size=1024", "training.interaction_table=row_sharded"], 2),
         (

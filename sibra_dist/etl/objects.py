@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 NOT_AN_OBJECT = "not a JSON object"
 
 _SPACE = r"[ \t\r\n]*+"
-_KEY = _SPACE + r'"([^"\\]*+(?:\\.[^"\\]*+)*+)"' + _SPACE + ":" + _SPACE
+_KEY = _SPACE + r'"([^"\\]*+(?:\\.[^"\\]*+)*)"' + _SPACE + ":" + _SPACE
 _FIRST_KEY, _NEXT_KEY = re.compile(rf"{_SPACE}\{{{_KEY}"), re.compile(rf"{_SPACE},{_KEY}")
 _scan = json.JSONDecoder().raw_decode
 
