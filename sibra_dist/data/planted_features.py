@@ -1,5 +1,6 @@
 """Features of synthetic users and items that tell of their group, with noise, and are missing now and then."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ MANY = 1 << 40
 """Words of the stream of a feature that stand apart from those of its rows."""
 
 
-class PlantedFeature:
+class PlantedFeature(ABC):
     """One feature of one side, in the making."""
 
     kind: Kind
@@ -68,14 +69,15 @@ class PlantedFeature:
     def _words(self, first: int, rows: int, each: int, apart: int = 0) -> npt.NDArray[np.uint64]:
         return words(self._seed, self._stream, apart * MANY + first * each, rows * each).reshape(rows, each)
 
+    @abstractmethod
     def _prepare(self, size: int, type: str) -> None:
-        raise NotImplementedError
+        """Settle what all rows share."""
 
+    @abstractmethod
     def _make(
         self, first: int, groups: Integers, random: npt.NDArray[np.uint64], missing: Truths
     ) -> tuple[pa.Array, tuple[Integers, Integers] | None]:
         """The values, and of codes the row of each and the codes."""
-        raise NotImplementedError
 
 
 class Category(PlantedFeature):
