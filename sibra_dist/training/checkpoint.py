@@ -15,7 +15,7 @@ to the best model of that position, and has the same candidate evaluated again.
 
 Tensors are `model/NAME` by name in the state dict, `optimizer/NAME/STATE`, and `losses` of the epoch so far. Learning rates,
 batches, negatives and dropout are functions of (seed, epoch, step), so there is no state of a schedule, of a sampler or of
-random numbers, and nothing else that belongs to one rank. `sibra_dist.training.saver` writes all this.
+random numbers, and nothing else that belongs to one rank. `sibra_dist.training.saver` and `publishing` write all this.
 """
 
 import hashlib

@@ -13,7 +13,7 @@ import torch
 
 from sibra_dist.data.storage import Place
 from sibra_dist.errors import CheckpointError
-from sibra_dist.training import saver as saving
+from sibra_dist.training import publishing
 from sibra_dist.training.checkpoint import published, state_of
 from sibra_dist.training.parts import Part
 from sibra_dist.training.position import Position
@@ -63,7 +63,7 @@ def test_there_is_one_copy_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """The second save waits for the first, which is held up until somebody waits for it."""
     told: list[str] = []
     waited = threading.Event()
-    write_part, join = saving.write_part, threading.Thread.join
+    write_part, join = publishing.write_part, threading.Thread.join
 
     def held_up(folder: Place, file: str, *arguments: Any) -> Part:
         told.append(f"begin {file[:24]}")
@@ -77,7 +77,7 @@ def test_there_is_one_copy_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyP
             waited.set()
         join(self, timeout)
 
-    monkeypatch.setattr(saving, "write_part", held_up)
+    monkeypatch.setattr(publishing, "write_part", held_up)
     monkeypatch.setattr(threading.Thread, "join", noticed)
     saver = make_saver(tmp_path)
     saver.save(Position(0, 1), state_after(1))
@@ -185,7 +185,7 @@ def test_a_checkpoint_that_cannot_be_written_again_is_still_the_one_it_was(
 
 
 def test_a_defect_is_raised_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saving, "write_part", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(publishing, "write_part", lambda *arguments: 1 / 0)
     saver = make_saver(tmp_path)
     saver.save(Position(0, 1), state_after(1))
     with pytest.raises(ZeroDivisionError):
