@@ -11,7 +11,8 @@ import torch
 from sibra_dist.data.dataset import Dataset, HeldOut, open_dataset
 from sibra_dist.data.presence import describe_hide, parse_hide
 from sibra_dist.errors import CheckpointError
-from sibra_dist.evaluation.evaluate import Evaluation, evaluate
+from sibra_dist.evaluation.evaluate import evaluate
+from sibra_dist.evaluation.findings import Evaluation
 from sibra_dist.evaluation.groups import GroupAverages, user_groupings
 from sibra_dist.evaluation.metrics import split_metrics
 from sibra_dist.evaluation.per_user import UserParts, publish_users
@@ -94,7 +95,7 @@ def evaluate_run(run: RunFolder, request: EvaluationRequest, device: torch.devic
             names=names,
             seed=config.seed,
             ranks=(ranks.rank, ranks.world),
-            each_values=parts.add,
+            each=parts.add,
             item_cutoffs=settings.cutoffs,
         )
         parts.flush()
