@@ -30,8 +30,8 @@ def rank_and_compare(
     """`rank`, with the comparisons of the relevant candidates, a row each user, with all others.
 
     A masked candidate is in no pair, but for a relevant one, which then loses all of them. Every tile is scored twice, unless
-    there is but one. Memory: two tiles, an integer for each score of one, and as
-    many scores for each user as the one with most relevant candidates has.
+    there is but one. Memory: two tiles, an integer for each score of one, and for each user as many scores as anyone has
+    relevant candidates.
 
     Raises:
         NotANumberError: a score is NaN.
