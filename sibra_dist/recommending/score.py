@@ -28,6 +28,7 @@ from sibra_dist.training.run_folder import RunFolder
 
 MASKED = "masked for the user"
 DUPLICATE = "duplicate"
+REMEDY = "Make room there, and for temporary files (TMPDIR), or give another folder with --to"
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def score(scored: Scored, dataset: Dataset, to: RunFolder) -> None:
     source, truth = Source.of(scored.source), Truth.of(dataset, scored.split)
     folder, of_users = to.evaluation(scored.split), split_metrics(names)[0]
     users = UserParts(folder, "recommendations.parts", 0, of_users)
-    with TemporaryDirectory() as temporary, TemporaryFile() as told, writing(folder, "Give another folder with --to"):
+    with TemporaryDirectory() as temporary, TemporaryFile() as told, writing(folder, REMEDY):
         rejections = Rejections(scored.source, told)
         try:
             (folder / users.parts).delete_all()

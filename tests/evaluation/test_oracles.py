@@ -117,8 +117,8 @@ def agree_with_trec(case: Case, k: int, tile_size: int) -> None:
     assert averages["num_users"] == len(judged)
     if not judged:
         return
-    truth = {str(user): {name_of(item): 1 for item in case.relevant[user].nonzero().flatten().tolist()} for user in judged}
-    given = {str(user): {name_of(item): case.scores[user, item].item() for item in case.ordered(user)} for user in judged}
+    truth = {f"{user:05}": {name_of(item): 1 for item in case.relevant[user].nonzero().flatten().tolist()} for user in judged}
+    given = {f"{user:05}": {name_of(item): case.scores[user, item].item() for item in case.ordered(user)} for user in judged}
     measures = {measure @ k: name for name, measure in TREC.items()}
     for found in ir_measures.iter_calc(measures, truth, given):
         name, user = measures[found.measure], int(found.query_id)
@@ -135,8 +135,8 @@ def agree_with_ranx(case: Case, k: int) -> None:
     names = (*NAMES, "f1")
     values, _ = case.measured(names, k, 10**9)
     judged = case.judged()
-    truth = {str(user): {name_of(item): 1 for item in case.relevant[user].nonzero().flatten().tolist()} for user in judged}
-    given = {str(user): {name_of(item): -float(place) for place, item in enumerate(case.ordered(user))} for user in judged}
+    truth = {f"{user:05}": {name_of(item): 1 for item in case.relevant[user].nonzero().flatten().tolist()} for user in judged}
+    given = {f"{user:05}": {name_of(item): -float(place) for place, item in enumerate(case.ordered(user))} for user in judged}
     found = ranx.evaluate(ranx.Qrels(truth), ranx.Run(given), [f"{name}@{k}" for name in names], return_mean=False)
     for column, name in enumerate(names):
         expected = found[f"{name}@{k}"] * [factor(case, name, user, k) for user in judged]
