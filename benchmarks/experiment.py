@@ -22,7 +22,6 @@ from sibra_dist.data.storage import write_atomically
 from sibra_dist.etl.config import PrepareConfig
 from sibra_dist.etl.publish import recorded
 from sibra_dist.evaluation.evaluate import evaluate
-from sibra_dist.evaluation.metrics import UserAverages
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.evaluation import EvaluationRequest, read_evaluation
 from sibra_dist.training.run_folder import RunFolder, open_run
@@ -145,16 +144,12 @@ class Laboratory:
             run, config, dataset = open_run(self.folder(name, seed))
             found: list[Tensor] = []
 
-            averages = UserAverages(["recall@10", "map@10"])
-
-            def note(users: Tensor, hits: Tensor, relevant: Tensor) -> None:
-                values = averages.per_user(hits, relevant)[relevant > 0].T
-                found.append(
-                    torch.stack([values[0], values[1] * relevant[relevant > 0].clamp(max=10) / relevant[relevant > 0]])
-                )
+            def note(users: Tensor, num_relevant: Tensor, values: Tensor) -> None:
+                num_relevant, values = num_relevant[num_relevant > 0], values[num_relevant > 0].T
+                found.append(torch.stack([values[0], values[1] * num_relevant.clamp(max=10) / num_relevant]))
 
             model, _ = run.load_best(dataset, torch.device("cpu"))
-            evaluate(model, dataset, "test", config.evaluation, names=["recall@10"], seed=config.seed, each=note)
+            evaluate(model, dataset, "test", config.evaluation, names=["recall@10", "map@10"], seed=config.seed, each=note)
             file = io.BytesIO()
             np.save(file, torch.cat(found, dim=1).numpy())
             write_atomically(kept, file.getvalue())

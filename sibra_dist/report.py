@@ -14,7 +14,7 @@ from sibra_dist.describe import PERCENTILES, modality, share_of
 from sibra_dist.description import Description, EntitiesDescription, Modality
 from sibra_dist.errors import CheckpointError
 from sibra_dist.training.config import TrainConfig
-from sibra_dist.training.evaluation import EvaluationRequest, read_evaluation
+from sibra_dist.training.evaluation import read_result
 from sibra_dist.training.profiling import WARM_UP, read_profile
 from sibra_dist.training.run_folder import RunFolder
 
@@ -127,9 +127,7 @@ def evaluation_table(result: dict[str, Any]) -> Group:
     hidden = f", without {', '.join(result['hidden'])}" if result["hidden"] else ""
     notes = [f"{result['split']} split{hidden}: {counts['users']:,} users, {counts['candidates']:,} candidates each"]
     notes += [
-        f"{counts[key]:,} {key.replace('_', ' ')}"
-        for key in ("users_without_relevant", "users_without_modality", "items_without_modality")
-        if counts[key]
+        f"{counts[key]:,} {key.replace('_', ' ')}" for key in counts if key not in ("users", "candidates") and counts[key]
     ]
     return Group(Text("; ".join(notes)), table)
 
@@ -142,16 +140,9 @@ def comparison_table(runs: Sequence[str | Path]) -> Table:
     """
     folders = [RunFolder(path) for path in runs]
     names = [Path(run.name).name for run in folders]
-    results = {}
-    for run, name in zip(folders, names, strict=True):
-        run.config()
-        try:
-            result = read_evaluation(run, EvaluationRequest())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{run.name} has no evaluation of the test split: run `sibra-dist evaluate {run.name}`"
-            ) from error
-        results[name if names.count(name) == 1 else run.name] = result
+    results = {
+        name if names.count(name) == 1 else run.name: read_result(run, "test") for run, name in zip(folders, names, strict=True)
+    }
     if len({result["dataset"] for result in results.values()}) > 1:
         raise CheckpointError("these runs were evaluated on different datasets, so their figures cannot be compared")
     found = {name.removeprefix("test/"): None for result in results.values() for name in result["metrics"]}

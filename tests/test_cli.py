@@ -400,7 +400,7 @@ def test_bad_input_in_a_process_of_its_own(world: Path) -> None:
     ("command", "told"),
     [
         ("prepare prepare.yaml", "--to"),
-        ("evaluate", "RUN"),
+        ("recommend", "RUN"),
         ("evaluate runs/pop --split train", "'train' is not one of 'validation', 'test'"),
         ("evaluate runs/pop --workers -1", "--workers"),
         ("train pop --epochs 3", "--epochs"),

@@ -71,7 +71,7 @@ def train(
 
 
 def evaluate(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, a path or URI.")],
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run folder, a path or URI.")] = None,
     split: Annotated[Literal["validation", "test"], typer.Option(help="The split to rank.")] = "test",
     hide: Annotated[
         list[str] | None,
@@ -80,28 +80,64 @@ def evaluate(
             help="A modality that the model shall not see, such as items.interactions; with =0.25 of a quarter of them.",
         ),
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="Where the run's dataset lies now, if it has moved.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Where the run's dataset lies now, if it has moved; what recommendations are scored on.")
+    ] = None,
+    recommendations: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Score these instead of a run: user_id, item_id, and rank or score; CSV, TSV, Parquet, or a folder of them.",
+        ),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME@K", help="Of recommendations, a metric; by default those of a run. Repeatable."),
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option(help="Of recommendations, the result's folder or URI; by default runs/FILE-DATE-TIME.")
+    ] = None,
     workers: Workers = 0,
 ) -> None:
-    """Evaluate a run's best model by full ranking."""
+    """Evaluate a run's best model by full ranking, or recommendations of any system."""
+    from sibra_dist.data.dataset import open_dataset
     from sibra_dist.data.presence import read_hide
     from sibra_dist.data.storage import Place
+    from sibra_dist.recommending.manifest import REJECTED
+    from sibra_dist.recommending.score import Scored, score
     from sibra_dist.report import evaluation_table
     from sibra_dist.report_groups import groups_table
-    from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run, read_evaluation
-    from sibra_dist.training.run_folder import open_run
+    from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run, read_evaluation, read_result
+    from sibra_dist.training.run_folder import RunFolder, open_run
 
-    request = EvaluationRequest(split, read_hide(hide or ()), str(Place.at(dataset)) if dataset else None)
-    folder, settings, _ = open_run(run, request.dataset)
-    if workers == 0:
-        evaluate_run(folder, request)
-    else:
-        from sibra_dist.training.ray_train import evaluate_on_ray
+    if (run is None) == (recommendations is None):
+        raise ConfigError("give a RUN, or else --recommendations FILE with --dataset DATASET")
+    if run is None and recommendations is not None:
+        if dataset is None:
+            raise ConfigError("--recommendations are scored on a dataset: give it with --dataset DATASET")
+        if hide or workers:
+            raise ConfigError("--hide and --workers are for a RUN; leave them out with --recommendations")
+        folder = RunFolder(to or Path("runs") / f"{Path(recommendations).stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+        score(Scored(recommendations, split, tuple(metric or ())), open_dataset(dataset), folder)
+        result = read_result(folder, split)
+    elif run is not None:
+        if metric or to:
+            raise ConfigError("a RUN is evaluated by its own configuration, in its own folder: leave out --metric and --to")
+        request = EvaluationRequest(split, read_hide(hide or ()), str(Place.at(dataset)) if dataset else None)
+        folder, settings, _ = open_run(run, request.dataset)
+        if workers == 0:
+            evaluate_run(folder, request)
+        else:
+            from sibra_dist.training.ray_train import evaluate_on_ray
 
-        evaluate_on_ray(folder, settings, request, workers)
-    result = read_evaluation(folder, request)
+            evaluate_on_ray(folder, settings, request, workers)
+        result = read_evaluation(folder, request)
     console.print(evaluation_table(result), soft_wrap=True)
     console.print(groups_table(result), soft_wrap=True)
+    if recommendations is not None:
+        for reason, count in result["recommendations"]["rejected"].items():
+            console.print(f"not used  {count:,} {reason}: see {folder.evaluation(split) / REJECTED}", soft_wrap=True)
+        console.print(f"result folder  {folder.name}", soft_wrap=True)
 
 
 def tune(

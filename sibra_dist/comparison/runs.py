@@ -24,7 +24,7 @@ from sibra_dist.data.dataset import HeldOut
 from sibra_dist.errors import CheckpointError, ConfigError, nearest
 from sibra_dist.evaluation.metrics import CATALOG_METRICS
 from sibra_dist.evaluation.per_user import read_users
-from sibra_dist.training.evaluation import PREFIXES, EvaluationRequest, read_evaluation
+from sibra_dist.training.evaluation import PREFIXES, read_result, remedy
 from sibra_dist.training.run_folder import RunFolder
 
 ID = "user_id"
@@ -82,13 +82,13 @@ def compare_runs(runs: Sequence[str | Path], split: HeldOut, metrics: Sequence[s
     folders = [RunFolder(path) for path in runs]
     names = [Path(folder.name).name for folder in folders]
     names = [name if names.count(name) == 1 else folder.name for name, folder in zip(names, folders, strict=True)]
-    results = [_result(folder, split) for folder in folders]
+    results = [read_result(folder, split) for folder in folders]
     for folder, result in zip(folders[1:], results[1:], strict=True):
         _require_same(folders[0].name, results[0], folder.name, result)
     metrics = list(dict.fromkeys(metrics))
     _require_known(metrics, results, split)
     tables = [
-        read_users(folder.evaluation(split), result.get("users"), [ID, *metrics], _remedy(folder, split))
+        read_users(folder.evaluation(split), result.get("users"), [ID, *metrics], remedy(folder, split))
         for folder, result in zip(folders, results, strict=True)
     ]
     if len(tables[0]) < 2:
@@ -123,18 +123,6 @@ def _lines(metric: str, names: Sequence[str], values: Sequence[Values], resample
         Line(metric, name, len(value), float(np.mean(value)), other)
         for name, value, other in zip(names, values, [None, *against], strict=True)
     ]
-
-
-def _result(run: RunFolder, split: HeldOut) -> dict[str, Any]:
-    run.config()
-    try:
-        return read_evaluation(run, EvaluationRequest(split))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{run.name} has no evaluation of the {split} split: {_remedy(run, split)}") from error
-
-
-def _remedy(run: RunFolder, split: HeldOut) -> str:
-    return f"run `sibra-dist evaluate {run.name}{'' if split == 'test' else f' --split {split}'}`"
 
 
 def _require_same(first: str, expected: dict[str, Any], other: str, found: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Each relevant candidate against each irrelevant one, tile by tile: what the area under the ROC curve counts.
 
 Two passes over the scores, of which the first is the ranking's own: it notes the scores of the relevant candidates, and the
-second counts the candidates below them. Counts are integers, so any tiling of the same scores gives the same.
+second looks up, among these, every candidate's score. Counts are integers, so any tiling of the same scores gives the same.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,8 @@ def rank_and_compare(
     """`rank`, with the comparisons of the relevant candidates, a row each user, with all others.
 
     A masked candidate is in no pair, but for a relevant one, which then loses all of them. Every tile is scored twice, unless
-    there is but one. Memory: two tiles, the second pass's sorted copy, and a few integers for each relevant candidate.
+    there is but one. Memory: two tiles, an integer for each score of one, and for each user as many scores as anyone has
+    relevant candidates.
 
     Raises:
         NotANumberError: a score is NaN.
@@ -50,27 +51,24 @@ def rank_and_compare(
     recommended = rank(noted, num_candidates, k, tile_size)
     ranked = own > MASKED
     rows, own = rows[ranked], own[ranked]
-    twice_won = relevant.lengths().new_zeros(relevant.num_rows)
-    num_ranked = torch.zeros_like(twice_won)
-    for start in range(0, num_candidates, tile_size):
-        ascending = scored(start, min(start + tile_size, num_candidates)).float().sort(dim=1).values
-        num_masked = (ascending == MASKED).sum(dim=1)
-        num_ranked += ascending.shape[1] - num_masked
-        # One ascending key a score turns "how many of the user's own scores are lower?" into a single search for all users.
-        users = torch.arange(len(ascending), device=rows.device)
-        keys = _keys(ascending, users[:, None]).flatten()
-        wanted = _keys(own, rows)
-        up_to, below = torch.searchsorted(keys, wanted, right=True), torch.searchsorted(keys, wanted)
-        before = rows * ascending.shape[1] + num_masked[rows]
-        # Twice those below and once those that tie.
-        twice_won.index_add_(0, rows, (up_to - before) + (below - before))
-    # Among themselves, and with themselves, the relevant ones win half of all pairs.
     num_relevant = torch.bincount(rows, minlength=relevant.num_rows)
-    return recommended, Comparisons(relevant.lengths() * (num_ranked - num_relevant), twice_won - num_relevant**2)
+    ascending = _ascending(own, rows, num_relevant)
+    num_ranked, twice_lost = torch.zeros_like(num_relevant), torch.zeros_like(num_relevant)
+    for start in range(0, num_candidates, tile_size):
+        scores = scored(start, min(start + tile_size, num_candidates)).float().contiguous()
+        num_ranked += (scores > MASKED).sum(dim=1)
+        # The user's own scores below each score, and once more with those that tie; no score is below a masked one.
+        for up_to in (False, True):
+            below = torch.searchsorted(ascending, scores, right=up_to, out_int32=True)
+            twice_lost += below.clamp_(max=num_relevant[:, None]).sum(dim=1)
+    # Among themselves, and with themselves, the relevant ones win half of all pairs.
+    twice_won = 2 * num_relevant * num_ranked - twice_lost - num_relevant**2
+    return recommended, Comparisons(relevant.lengths() * (num_ranked - num_relevant), twice_won)
 
 
-def _keys(scores: Tensor, rows: Tensor) -> Tensor:
-    """Integers, int64, in the order of the rows and within a row in the order of the scores, which are float32."""
-    # Adding 0.0 makes -0.0 equal to 0.0. The bits of floating-point numbers ascend as integers, but for negative ones.
-    bits = (scores + 0.0).view(torch.int32).long()
-    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits) + (rows << 32)
+def _ascending(own: Tensor, rows: Tensor, counts: Tensor) -> Tensor:
+    """The scores of each row in ascending order, float32 [U, R], and then infinity; rows are ascending, `counts` of each."""
+    places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    padded = own.new_full((len(counts), int(counts.max()) if len(counts) else 0), torch.inf)
+    padded[rows, places] = own
+    return padded.sort(dim=1).values

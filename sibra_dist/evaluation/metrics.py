@@ -16,7 +16,6 @@ from sibra_dist.errors import ConfigError, SibraError, nearest
 from sibra_dist.evaluation import catalog_metrics, user_metrics
 from sibra_dist.evaluation.catalog import Catalog, of_listed
 from sibra_dist.evaluation.catalog_metrics import Shown
-from sibra_dist.evaluation.comparisons import Comparisons
 from sibra_dist.evaluation.sums import Sums
 from sibra_dist.evaluation.user_metrics import Lists
 
@@ -146,42 +145,27 @@ class UserAverages(Sums):
         self.add_state("num_users", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("num_users_without_relevant", torch.tensor(0), dist_reduce_fx="sum")
 
-    def per_user(
-        self,
-        hits: Tensor,
-        num_relevant: Tensor,
-        items: Tensor | None = None,
-        catalog: Catalog | None = None,
-        comparisons: Comparisons | None = None,
-    ) -> Tensor:
+    def per_user(self, lists: Lists) -> Tensor:
         """Every metric of every user, float64 [U, M] in the order of `metrics`; NaN for a user with nothing relevant.
 
-        The arguments are those of `Lists`, for K at least the largest cutoff; the last three if a metric reads them.
+        Lists are to be as long as the largest cutoff at least.
         """
-        lists = Lists(hits, num_relevant, items, catalog, comparisons)
-        values = hits.new_empty((len(hits), len(self._parsed)), dtype=torch.float64)
+        values = lists.hits.new_empty((len(lists.hits), len(self._parsed)), dtype=torch.float64)
         for column, (measure, k) in enumerate(self._parsed):
-            if hits.shape[1] < k:
-                raise ValueError(f"{self.metrics[column]} of lists of {hits.shape[1]}")
+            if lists.hits.shape[1] < k:
+                raise ValueError(f"{self.metrics[column]} of lists of {lists.hits.shape[1]}")
             values[:, column] = measure(lists, k)
-        return values.masked_fill_((num_relevant == 0)[:, None], torch.nan)
+        return values.masked_fill_((lists.num_relevant == 0)[:, None], torch.nan)
 
-    def update(
-        self,
-        hits: Tensor,
-        num_relevant: Tensor,
-        items: Tensor | None = None,
-        catalog: Catalog | None = None,
-        comparisons: Comparisons | None = None,
-    ) -> None:
-        """Add users; arguments as for `per_user`."""
-        values = self.per_user(hits, num_relevant, items, catalog, comparisons).nan_to_num(0.0)
+    def update(self, values: Tensor, num_relevant: Tensor) -> None:
+        """Add users: what `per_user` gives, float64 [U, M], and how many candidates are relevant to each, int64 [U]."""
+        without_relevant = num_relevant == 0
+        values = values.masked_fill(without_relevant[:, None], 0.0)
         wholes = values.floor()
         self.wholes += wholes.long().sum(dim=0)
         self.fractions += ((values - wholes) * (1 << VALUE_BITS)).round().long().sum(dim=0)
-        without_relevant = (num_relevant == 0).sum()
-        self.num_users += len(hits) - without_relevant
-        self.num_users_without_relevant += without_relevant
+        self.num_users += (~without_relevant).sum()
+        self.num_users_without_relevant += without_relevant.sum()
 
     def compute(self) -> dict[str, float]:
         """The averages by metric, then `num_users` averaged and `num_users_without_relevant`.

@@ -55,10 +55,9 @@ class UserParts:
         self._batches: list[pa.RecordBatch] = []
         self._bytes = 0
 
-    def add(self, users: Tensor, values: Tensor) -> None:
-        """Keep a tile: users int64 [U] and their values float64 [U, M]; those whose values are NaN are not averaged over."""
-        users, values = users.cpu(), values.cpu()
-        averaged = ~values.isnan().any(dim=1)
+    def add(self, users: Tensor, num_relevant: Tensor, values: Tensor) -> None:
+        """Keep a tile, as `sibra_dist.evaluation.findings.EachTile` says; users with nothing relevant are left out."""
+        users, values, averaged = users.cpu(), values.cpu(), num_relevant.cpu() > 0
         columns = [users[averaged], *values[averaged].unbind(1)]
         # Also a tile of nobody, so that the others' tiles keep their places.
         batch = pa.RecordBatch.from_arrays([pa.array(column.numpy()) for column in columns], schema=self._schema)

@@ -98,7 +98,7 @@ def find_users(listing: Listing, known: pa.ChunkedArray) -> tuple[Entities, list
         SourceError: none of them is known.
     """
     (ids,) = listing.columns
-    found = _positions(ids, known)
+    found = positions(ids, known)
     first = np.zeros(len(found), bool)
     first[np.unique(found, return_index=True)[1]] = True
     used = (found >= 0) & first
@@ -121,7 +121,7 @@ def find_pairs(listing: Listing, users: pa.ChunkedArray, items: pa.ChunkedArray)
         items: likewise.
     """
     user_ids, item_ids = listing.columns
-    user, item = _positions(user_ids, users), _positions(item_ids, items)
+    user, item = positions(user_ids, users), positions(item_ids, items)
     used = (user >= 0) & (item >= 0)
     refused = [
         Rejected(
@@ -154,11 +154,11 @@ def rejected_csv(refused: Sequence[Rejected]) -> bytes:
 def _read_table(file: str, content: bytes, suffix: str, columns: Sequence[str]) -> tuple[pa.Array, ...]:
     if suffix == PARQUET:
         parquet = pq.ParquetFile(pa.BufferReader(content))
-        _require(file, columns, parquet.schema_arrow.names)
+        require_columns(file, columns, parquet.schema_arrow.names)
         table = parquet.read(list(columns))
     else:
         header = content.partition(b"\n")[0].decode("utf-8-sig").removesuffix("\r")
-        _require(file, columns, next(csv.reader([header], delimiter=SEPARATORS[suffix]), []))
+        require_columns(file, columns, next(csv.reader([header], delimiter=SEPARATORS[suffix]), []))
         table = pa_csv.read_csv(
             pa.BufferReader(content),
             parse_options=pa_csv.ParseOptions(delimiter=SEPARATORS[suffix]),
@@ -167,13 +167,18 @@ def _read_table(file: str, content: bytes, suffix: str, columns: Sequence[str]) 
     return tuple(table[column].combine_chunks().cast(pa.string()).fill_null("") for column in columns)
 
 
-def _require(file: str, columns: Sequence[str], there: Sequence[str]) -> None:
+def require_columns(file: str, columns: Sequence[str], there: Sequence[str]) -> None:
+    """Check that a table has some columns.
+
+    Raises:
+        SourceError: it lacks one.
+    """
     for column in columns:
         if column not in there:
             raise SourceError(f"{file} has no column {column}; {nearest(column, there)}")
 
 
-def _positions(ids: pa.Array, known: pa.ChunkedArray) -> Numbers:
-    """Where each id is in `known`; -1 if it is not."""
+def positions(ids: pa.Array, known: pa.ChunkedArray) -> Numbers:
+    """Where each id is in `known`, int64 [n]; -1 if it is not."""
     found: Numbers = pc.index_in(ids, value_set=known).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     return found

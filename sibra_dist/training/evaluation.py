@@ -11,7 +11,8 @@ import torch
 from sibra_dist.data.dataset import Dataset, HeldOut, open_dataset
 from sibra_dist.data.presence import describe_hide, parse_hide
 from sibra_dist.errors import CheckpointError
-from sibra_dist.evaluation.evaluate import Evaluation, evaluate
+from sibra_dist.evaluation.evaluate import evaluate
+from sibra_dist.evaluation.findings import Evaluation
 from sibra_dist.evaluation.groups import GroupAverages, user_groupings
 from sibra_dist.evaluation.metrics import split_metrics
 from sibra_dist.evaluation.per_user import UserParts, publish_users
@@ -21,6 +22,8 @@ from sibra_dist.training.ranks import Ranks
 from sibra_dist.training.run_folder import RunFolder
 
 PREFIXES: dict[HeldOut, str] = {"validation": "val", "test": "test"}
+FILES = ("metrics.json", "users.parquet")
+"""Names of a result and of the table of its users, where nothing is hidden."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,11 @@ def evaluate_run(run: RunFolder, request: EvaluationRequest, device: torch.devic
             "epoch": epoch,
             "dataset": dataset.manifest.digest,
             "counts": found.counts,
-            "metrics": _prefixed(found.metrics, request.split),
+            "metrics": prefixed(found.metrics, request.split),
             "item_groups": found.item_groups,
         }
-        _publish(run, request, result, beside, [count for count, _ in written], dataset, of_users)
+        files, counts = (f"{request.name(config)}.json", request.users_name(config)), [count for count, _ in written]
+        publish_evaluation(run, files, result, (beside, counts), dataset, of_users, settings.max_groups)
 
     # What an evaluation that was killed has left; another one of the same name is not to run at the same time.
     ranks.alone(lambda: _told(run, (folder / beside).delete_all))
@@ -94,7 +98,7 @@ def evaluate_run(run: RunFolder, request: EvaluationRequest, device: torch.devic
             names=names,
             seed=config.seed,
             ranks=(ranks.rank, ranks.world),
-            each_values=parts.add,
+            each=parts.add,
             item_cutoffs=settings.cutoffs,
         )
         parts.flush()
@@ -109,30 +113,44 @@ def evaluate_run(run: RunFolder, request: EvaluationRequest, device: torch.devic
     return found
 
 
-def _publish(
+def publish_evaluation(
     run: RunFolder,
-    request: EvaluationRequest,
+    files: tuple[str, str],
     result: dict[str, Any],
-    parts: str,
-    counts: Sequence[int],
+    parts: tuple[str, Sequence[int]],
     dataset: Dataset,
     metrics: Sequence[str],
+    max_groups: int,
 ) -> None:
-    config, folder = run.config(), run.evaluation(request.split)
-    groupings = user_groupings(dataset)
-    told = [grouping for grouping in groupings if len(grouping.labels) <= config.evaluation.max_groups]
+    """Write a result and the table of its users.
+
+    Args:
+        run: the folder.
+        files: names of both in the folder of the split's evaluation.
+        result: what the result tells besides groups and the table.
+        parts: the folder of the users' parts, and how many parts each rank wrote.
+        dataset: what was evaluated.
+        metrics: the metrics of users, in their order in the parts.
+        max_groups: results tell of the groups of a grouping that has at most so many.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    folder, groupings = run.evaluation(result["split"]), user_groupings(dataset)
+    told = [grouping for grouping in groupings if len(grouping.labels) <= max_groups]
     averages = GroupAverages(told, metrics)
 
     def write() -> None:
-        users = publish_users(folder, request.users_name(config), parts, counts, dataset, groupings, averages)
-        groups = averages.compute(lambda values: _prefixed(values, request.split))
+        users = publish_users(folder, files[1], *parts, dataset, groupings, averages)
+        groups = averages.compute(lambda values: prefixed(values, result["split"]))
         content = json.dumps({**result, "groups": groups, "users": users.model_dump()}, indent=2).encode() + b"\n"
-        folder.write(f"{request.name(config)}.json", content)
+        folder.write(files[0], content)
 
     _told(run, write)
 
 
-def _prefixed(metrics: Mapping[str, float], split: HeldOut) -> dict[str, float]:
+def prefixed(metrics: Mapping[str, float], split: HeldOut) -> dict[str, float]:
+    """Metrics by their names in results."""
     return {f"{PREFIXES[split]}/{name}": value for name, value in metrics.items()}
 
 
@@ -152,3 +170,25 @@ def read_evaluation(run: RunFolder, request: EvaluationRequest) -> dict[str, Any
     name = request.name(run.config())
     result: dict[str, Any] = json.loads(run.evaluation(request.split).read(f"{name}.json"))
     return result
+
+
+def read_result(run: RunFolder, split: HeldOut) -> dict[str, Any]:
+    """The evaluation of a split that a run's configuration asks for, or that of recommendations, which have no configuration.
+
+    Raises:
+        CheckpointError: there is none; the message says how to make it.
+    """
+    try:
+        if not run.exists and run.place.files("evaluation"):
+            result: dict[str, Any] = json.loads(run.evaluation(split).read(FILES[0]))
+            return result
+        run.config()
+        return read_evaluation(run, EvaluationRequest(split))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{run.name} has no evaluation of the {split} split: {remedy(run, split)}") from error
+
+
+def remedy(run: RunFolder, split: HeldOut) -> str:
+    """How to evaluate a run, or recommendations, in words."""
+    what = run.name if run.exists else f"--recommendations FILE --dataset DATASET --to {run.name}"
+    return f"run `sibra-dist evaluate {what}{'' if split == 'test' else f' --split {split}'}`"

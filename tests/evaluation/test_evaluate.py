@@ -72,24 +72,6 @@ def test_it_agrees_with_brute_force(
     assert found.counts["candidates"] == (8 if protocol == "cold_item" else 80)
 
 
-def test_tiles_are_seen_one_by_one_and_every_user_once(tmp_path: Path) -> None:
-    dataset = open_dataset(write_planted(tmp_path / "dataset", protocol="random"))
-    model = build_model(RandomConfig(), dataset, seed=0).eval()
-    tiles = EvaluationConfig(metrics=("recall",), cutoffs=(5,), user_tile=7)
-    users, recalls = [], []
-    for rank in (0, 1):
-
-        def note(tile: Tensor, hits: Tensor, relevant: Tensor) -> None:
-            assert len(tile) <= 7
-            users.extend(tile.tolist())
-            recalls.extend((hits[:, :5].sum(1) / relevant).tolist())
-
-        evaluate(model, dataset, "test", tiles, ranks=(rank, 2), each=note)
-    assert sorted(users) == dataset.held_out["test"][0].tolist()
-    whole = evaluate(model, dataset, "test", tiles).metrics["recall@5"]
-    assert sum(recalls) / len(recalls) == pytest.approx(whole)
-
-
 EVERY_METRIC = (*USER_METRICS, *CATALOG_METRICS, "ild:tags", "ild:cover")
 
 
@@ -114,18 +96,25 @@ def test_every_metric_is_the_same_for_any_tiles(
         assert (found[0].metrics["aplt@5"], found[0].metrics["aclt@5"]) == (1.0, 5.0)
 
 
-def test_values_of_users_are_seen_tile_by_tile_and_average_to_the_metrics(tmp_path: Path) -> None:
+def test_tiles_are_seen_one_by_one_and_average_to_the_metrics(tmp_path: Path) -> None:
     dataset = open_dataset(write_planted(tmp_path / "dataset", protocol="random"))
     model = build_model(RandomConfig(), dataset, seed=0).eval()
     tiles = EvaluationConfig(metrics=("gini", *USER_METRICS), cutoffs=(5,), user_tile=7)
-    users, values = [], []
+    users, relevant, values = [], [], []
 
-    def note(tile: Tensor, found: Tensor) -> None:
+    def note(tile: Tensor, num_relevant: Tensor, found: Tensor) -> None:
+        assert len(tile) <= 7
         users.append(tile)
+        relevant.append(num_relevant)
         values.append(found)
 
-    whole = evaluate(model, dataset, "test", tiles, each_values=note).metrics
-    assert torch.cat(users).tolist() == dataset.held_out["test"][0].tolist()
+    for rank in (0, 1):
+        evaluate(model, dataset, "test", tiles, ranks=(rank, 2), each=note)
+    holders, held_out = dataset.held_out["test"]
+    seen, order = torch.cat(users).sort()
+    assert seen.tolist() == holders.tolist()
+    assert torch.cat(relevant)[order].tolist() == held_out.lengths().tolist()
+    whole = evaluate(model, dataset, "test", tiles).metrics
     averages = torch.cat(values).nanmean(dim=0).tolist()
     assert averages == pytest.approx([whole[name] for name in at_cutoffs([*USER_METRICS], [5])], abs=1e-10)
 

@@ -109,6 +109,10 @@ SPREAD = 61
 CATALOG = Catalog.of(torch.arange(NUM_CANDIDATES + 5) ** 2, torch.arange(NUM_CANDIDATES), num_users=NUM_CANDIDATES**2)
 
 
+def add(averages: UserAverages, lists: Lists) -> None:
+    averages.update(averages.per_user(lists), lists.num_relevant)
+
+
 class Users(NamedTuple):
     """Users who may have fewer than ten candidates left; a few have nothing relevant."""
 
@@ -124,7 +128,7 @@ class Users(NamedTuple):
         assert items is not None
         assert comparisons is not None
         compared = Comparisons(*(counts[part] for counts in comparisons))
-        averages.update(hits[part], num_relevant[part], items[part], catalog, compared)
+        add(averages, Lists(hits[part], num_relevant[part], items[part], catalog, compared))
         relevant, masked = (pairs[part].nonzero()[:, 1] for pairs in (self.relevant, self.masked))
         tallies.update(items[part], hits[part], relevant, masked)
 
@@ -155,14 +159,14 @@ def measure(parts: list[Tensor], count: int) -> dict[str, float]:
 
 def test_an_average_is_that_of_the_users_with_something_relevant() -> None:
     averages = UserAverages(["recall@2", "mrr@1"])
-    averages.update(torch.tensor([[True, False], [False, False], [False, True]]), torch.tensor([2, 0, 1]))
+    add(averages, Lists(torch.tensor([[True, False], [False, False], [False, True]]), torch.tensor([2, 0, 1])))
     expected = {"recall@2": 0.75, "mrr@1": 0.5, "num_users": 2, "num_users_without_relevant": 1}
     assert averages.compute() == expected
 
 
 def test_values_by_user_are_in_the_order_of_the_metrics_and_nan_where_nothing_is_relevant() -> None:
     averages = UserAverages(["precision@2", "recall@1"])
-    found = averages.per_user(torch.tensor([[True, False], [False, False]]), torch.tensor([4, 0]))
+    found = averages.per_user(Lists(torch.tensor([[True, False], [False, False]]), torch.tensor([4, 0])))
     torch.testing.assert_close(found, torch.tensor([[0.5, 0.25], [math.nan] * 2], dtype=torch.float64), equal_nan=True)
 
 
@@ -174,13 +178,13 @@ def test_an_average_over_no_user_is_nan() -> None:
 
 def test_averages_refuse_lists_shorter_than_a_cutoff() -> None:
     with pytest.raises(ValueError, match="ndcg@3 of lists of 2"):
-        UserAverages(["ndcg@3"]).update(torch.zeros(1, 2, dtype=torch.bool), torch.tensor([1]))
+        UserAverages(["ndcg@3"]).per_user(Lists(torch.zeros(1, 2, dtype=torch.bool), torch.tensor([1])))
 
 
 def test_a_value_is_as_close_as_the_unit_promises() -> None:
     averages = UserAverages(AVERAGED)
     everyone = users(60)
-    values = averages.per_user(*everyone.lists)
+    values = averages.per_user(everyone.lists)
     for user in (everyone.lists.num_relevant > 0).nonzero():
         averages.reset()
         everyone.add(user, averages, CatalogTallies([], CATALOG))
@@ -207,9 +211,9 @@ def test_any_order_and_tiling_of_users_gives_the_same_bits(order: list[int], siz
 
 def test_reset_forgets_everything() -> None:
     averages = UserAverages(["recall@1"])
-    averages.update(torch.tensor([[True]]), torch.tensor([1]))
+    add(averages, Lists(torch.tensor([[True]]), torch.tensor([1])))
     averages.reset()
-    averages.update(torch.tensor([[False]]), torch.tensor([1]))
+    add(averages, Lists(torch.tensor([[False]]), torch.tensor([1])))
     assert averages.compute() == {"recall@1": 0, "num_users": 1, "num_users_without_relevant": 0}
 
 

@@ -19,6 +19,7 @@ from sibra_dist.evaluation.evaluate import evaluate
 from sibra_dist.evaluation.groups import GroupAverages, user_groupings
 from sibra_dist.evaluation.metrics import UserAverages
 from sibra_dist.evaluation.per_user import UserParts, UsersFile, publish_users, read_users
+from sibra_dist.evaluation.user_metrics import Lists
 from sibra_dist.models import build_model
 from sibra_dist.models.baselines import RandomConfig
 from tests.planted import write_planted
@@ -39,7 +40,7 @@ def published(dataset: Dataset, folder: Place, world: int, tile: int) -> tuple[U
     counts = []
     for rank in range(world):
         parts = UserParts(folder, "parts", rank, METRICS)
-        evaluate(model, dataset, "test", config, names=list(METRICS), ranks=(rank, world), each_values=parts.add)
+        evaluate(model, dataset, "test", config, names=list(METRICS), ranks=(rank, world), each=parts.add)
         parts.flush()
         counts.append(parts.count)
     groupings = user_groupings(dataset)
@@ -64,7 +65,7 @@ def brute_force(dataset: Dataset) -> dict[str, tuple[float, float]]:
             (place for place, item in enumerate(candidates) if item not in known), key=lambda place: (-scores[place], place)
         )[:10]
         hits = torch.tensor([[place < len(best) and candidates[best[place]] in wanted for place in range(10)]])
-        ndcg, recall = averages.per_user(hits, torch.tensor([len(wanted)]))[0].tolist()
+        ndcg, recall = averages.per_user(Lists(hits, torch.tensor([len(wanted)])))[0].tolist()
         found[ids[user]] = (ndcg, recall)
     return found
 
@@ -109,14 +110,25 @@ def test_the_same_bytes_for_any_ranks_tiles_and_parts(
 def test_users_that_are_not_averaged_over_have_no_row(dataset: Dataset, tmp_path: Path) -> None:
     folder = Place.at(tmp_path / "evaluation")
     parts = UserParts(folder, "parts", 0, ["mrr@1"])
-    for users, values in (([0, 1], [math.nan, math.nan]), ([2, 3, 50], [1.0, math.nan, 0.5])):
-        parts.add(torch.tensor(users), torch.tensor(values, dtype=torch.float64)[:, None])
+    for users, relevant, values in (([0, 1], [0, 0], [math.nan, math.nan]), ([2, 3, 50], [3, 0, 1], [1.0, math.nan, 0.5])):
+        parts.add(torch.tensor(users), torch.tensor(relevant), torch.tensor(values, dtype=torch.float64)[:, None])
     parts.flush()
     publish_users(folder, "users.parquet", "parts", [1], dataset, [], GroupAverages([], ["mrr@1"]))
     table = pq.read_table(tmp_path / "evaluation" / "users.parquet")
     assert table.to_pydict() == {"user_id": ["u0002", "u0050"], "mrr@1": [1.0, 0.5]}
     parts.delete()
     assert folder.files() == ["users.parquet"]
+
+
+def test_with_metrics_of_the_catalogue_alone_there_is_a_row_for_the_same_users(dataset: Dataset, tmp_path: Path) -> None:
+    folder = Place.at(tmp_path / "evaluation")
+    parts = UserParts(folder, "parts", 0, [])
+    parts.add(torch.tensor([3, 4, 5]), torch.tensor([1, 0, 2]), torch.empty(3, 0, dtype=torch.float64))
+    parts.flush()
+    groups = GroupAverages(user_groupings(dataset), [])
+    publish_users(folder, "users.parquet", "parts", [1], dataset, user_groupings(dataset), groups)
+    assert pq.read_table(tmp_path / "evaluation" / "users.parquet")["user_id"].to_pylist() == ["u0003", "u0005"]
+    assert sum(group["users"] for group in groups.compute()["cold_start"]["groups"].values()) == 2
 
 
 def test_nobody_to_average_over_makes_an_empty_table(dataset: Dataset, tmp_path: Path) -> None:
@@ -130,7 +142,7 @@ def test_a_part_that_cannot_be_written_is_kept_in_mind(tmp_path: Path) -> None:
     (tmp_path / "evaluation").write_text("a file, where a folder is wanted")
     parts = UserParts(Place.at(tmp_path / "evaluation"), "parts", 0, ["mrr@1"])
     for _ in range(2):
-        parts.add(torch.tensor([0]), torch.ones(1, 1, dtype=torch.float64))
+        parts.add(torch.tensor([0]), torch.tensor([1]), torch.ones(1, 1, dtype=torch.float64))
         parts.flush()
     assert isinstance(parts.error, OSError)
     assert parts.count == 0

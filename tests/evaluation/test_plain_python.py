@@ -13,6 +13,7 @@ from sibra_dist.evaluation.catalog import Catalog
 from sibra_dist.evaluation.comparisons import rank_and_compare
 from sibra_dist.evaluation.metrics import CatalogTallies, UserAverages
 from sibra_dist.evaluation.ranking import hits
+from sibra_dist.evaluation.user_metrics import Lists
 
 OF_USERS = ("auc", "aplt", "aclt", "epc", "efd")
 OF_CATALOG = ("user_coverage", "pop_reo", "pop_rsp", "arp")
@@ -132,7 +133,7 @@ def test_metrics_agree_with_plain_python(tile_size: int, case: Case) -> None:
     found, comparisons = rank_and_compare(lambda start, stop: scores[:, start:stop], rows, width, case.k, tile_size)
     found_hits = hits(found.items, rows, width)
     averages = UserAverages([name if name == "auc" else f"{name}@{case.k}" for name in OF_USERS])
-    values = averages.per_user(found_hits, rows.lengths(), found.items, catalog, comparisons)
+    values = averages.per_user(Lists(found_hits, rows.lengths(), found.items, catalog, comparisons))
     for user, own in enumerate(values.tolist()):
         if not relevant[user]:
             assert all(map(math.isnan, own))
