@@ -34,7 +34,7 @@ def version() -> None:
 
 for command in (
     *(datasets.fetch, datasets.prepare, datasets.synthesize, datasets.describe),
-    *(runs.train, runs.evaluate, runs.tune, runs.compare, runs.report),
+    *(runs.train, runs.evaluate, runs.gap, runs.tune, runs.compare, runs.report),
     recommendations.recommend,
     *(models.models, models.params, models.estimate),
     version,

@@ -1,16 +1,22 @@
 """The commands that train, search, evaluate and compare."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from sibra_dist.commands.options import ConfigArgument, Overrides, Workers
 from sibra_dist.config import load_config
 from sibra_dist.errors import ConfigError
-from sibra_dist.terminal import console, progress_bar, stages
+from sibra_dist.terminal import console, counting, progress_bar, stages
+
+if TYPE_CHECKING:
+    from sibra_dist.training.config import TrainConfig
+    from sibra_dist.training.run_folder import RunFolder
 
 
 def train(
@@ -77,22 +83,35 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="NAME[=SHARE]",
-            help="A modality that the model shall not see, such as items.interactions; with =0.25 of a quarter of them.",
+            help="A modality that the model shall not see, such as items.interactions; with =0.25 of a quarter of them. "
+            "each: every one in turn, and alone.",
         ),
+    ] = None,
+    candidates: Annotated[
+        Literal["split", "all"] | None,
+        typer.Option(help="Rank the items that the dataset's protocol says, or all; by default as the run is configured."),
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="Where the run's dataset lies now, if it has moved.")] = None,
     workers: Workers = 0,
 ) -> None:
     """Evaluate a run's best model by full ranking."""
-    from sibra_dist.data.presence import read_hide
+    from sibra_dist.data.presence import EACH, read_hide
     from sibra_dist.data.storage import Place
     from sibra_dist.report import evaluation_table
     from sibra_dist.report_groups import groups_table
+    from sibra_dist.report_modalities import modalities_table
     from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run, read_evaluation
+    from sibra_dist.training.modalities import evaluate_modalities, read_modalities
     from sibra_dist.training.run_folder import open_run
 
-    request = EvaluationRequest(split, read_hide(hide or ()), str(Place.at(dataset)) if dataset else None)
+    named = [option for option in hide or () if option != EACH]
+    request = EvaluationRequest(split, read_hide(named), str(Place.at(dataset)) if dataset else None, candidates)
     folder, settings, _ = open_run(run, request.dataset)
+    if EACH in (hide or ()):
+        with counting("evaluating", "rows") as show:
+            _share(folder, settings, partial(evaluate_modalities, request=request), show, workers)
+        console.print(modalities_table(read_modalities(folder, request)), soft_wrap=True)
+        return
     if workers == 0:
         evaluate_run(folder, request)
     else:
@@ -102,6 +121,32 @@ def evaluate(
     result = read_evaluation(folder, request)
     console.print(evaluation_table(result), soft_wrap=True)
     console.print(groups_table(result), soft_wrap=True)
+
+
+def gap(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, a path or URI.")],
+    sample: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Search among N entities of each pair of modalities; by default all.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Where the run's dataset lies now, if it has moved.")] = None,
+    workers: Workers = 0,
+) -> None:
+    """Measure how far apart a run's best model embeds the modalities of the same users, and items.
+
+    The distance of centroids, and how often an embedding in one modality is found from that in another; with a plot.
+    """
+    from sibra_dist.data.storage import Place
+    from sibra_dist.report_modalities import gap_table
+    from sibra_dist.training.modalities import GapRequest, measure_gap, read_gap
+    from sibra_dist.training.run_folder import open_run
+
+    request = GapRequest(sample, str(Place.at(dataset)) if dataset else None)
+    folder, settings, _ = open_run(run, request.dataset)
+    with counting("comparing", "embeddings") as show:
+        _share(folder, settings, partial(measure_gap, request=request), show, workers)
+    result = read_gap(folder)
+    console.print(gap_table(result), soft_wrap=True)
+    console.print(f"plot  {folder.place / 'evaluation' / result['plot']}", soft_wrap=True)
 
 
 def tune(
@@ -161,3 +206,15 @@ def report(runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Evalua
     from sibra_dist.report import comparison_table
 
     console.print(comparison_table(runs), soft_wrap=True)
+
+
+def _share(
+    run: "RunFolder", settings: "TrainConfig", act: Callable[..., None], show: Callable[[int, int], None], workers: int
+) -> None:
+    """Have something done to a run in this process, or by Ray workers, which do not tell how far they are."""
+    if workers == 0:
+        act(run, progress=show)
+    else:
+        from sibra_dist.training.ray_train import share_on_ray
+
+        share_on_ray(run, settings, act, workers)

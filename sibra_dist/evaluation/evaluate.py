@@ -87,7 +87,7 @@ def evaluate(
     names = config.names if names is None else names
     hidden_users, hidden_items = parse_hide(config.hide, model.modalities(), seed, "evaluation.hide")
     data, device = dataset.device, model.device
-    candidates = dataset.candidates(split)
+    candidates = dataset.candidates(split, config.candidates)
     position = torch.full((dataset.items.count,), -1, device=data)
     position[candidates] = torch.arange(len(candidates), device=data)
 
