@@ -14,7 +14,7 @@ import typer
 from rich.logging import RichHandler
 
 from sibra_dist import __version__
-from sibra_dist.commands import datasets, models, recommendations, runs
+from sibra_dist.commands import datasets, evaluation, models, recommendations, runs
 from sibra_dist.errors import SibraError, TrainingStopped
 from sibra_dist.terminal import console, errors
 
@@ -34,7 +34,7 @@ def version() -> None:
 
 for command in (
     *(datasets.fetch, datasets.prepare, datasets.synthesize, datasets.describe),
-    *(runs.train, runs.evaluate, runs.tune, runs.compare, runs.report),
+    *(runs.train, runs.tune, evaluation.evaluate, evaluation.gap, evaluation.compare, evaluation.report),
     recommendations.recommend,
     *(models.models, models.params, models.estimate),
     version,

@@ -1,6 +1,6 @@
 """Tables of an evaluation by group of users and of items, that a person reads."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Group
@@ -23,11 +23,17 @@ def groups_table(result: dict[str, Any]) -> Group:
     return Group(*(part for grouping in (*users, *items) for part in _tables(*grouping)))
 
 
+def at_one_cutoff(metrics: Iterable[str]) -> list[str]:
+    """The metrics `name@10`, or those at the greatest cutoff if there is none of 10; and those that have none."""
+    metrics = list(metrics)
+    cutoffs = {int(metric.partition("@")[2]) for metric in metrics if "@" in metric}
+    cutoff = CUTOFF if CUTOFF in cutoffs else max(cutoffs, default=0)
+    return [metric for metric in metrics if metric.partition("@")[2] in ("", str(cutoff))]
+
+
 def _tables(title: str, counts: Sequence[str], found: dict[str, Any]) -> Iterator[Text | Table]:
     """A table of every few metrics, each after an empty line; one of the counts alone if there are no metrics."""
-    cutoffs = {int(metric.partition("@")[2]) for metric in found["gap"] if "@" in metric}
-    cutoff = CUTOFF if CUTOFF in cutoffs else max(cutoffs, default=0)
-    shown = [metric for metric in found["gap"] if metric.partition("@")[2] in ("", str(cutoff))]
+    shown = at_one_cutoff(found["gap"])
     for start in range(0, max(len(shown), 1), ABREAST):
         yield Text()
         yield _table(title, counts, found, shown[start : start + ABREAST])

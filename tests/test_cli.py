@@ -278,6 +278,11 @@ BAD_INPUT = {
     "hide what is not read": ("evaluate runs/sibrar --hide items.coverr", "--hide items.coverr: ", "mean items.cover?"),
     "hide of no share": ("evaluate runs/sibrar --hide items.cover=2", "--hide items.cover=2: '2' is not a share from 0 to 1"),
     "hide of a baseline": ("evaluate runs/pop --hide items.cover", "the model reads no such modality"),
+    "hide each of a baseline": ("evaluate runs/pop --hide each", "the model reads no modality that could be hidden"),
+    "hide each with what is not read": ("evaluate runs/sibrar --hide each --hide items.coverr", "--hide items.coverr: "),
+    "hide each of a share": ("evaluate runs/sibrar --hide each=0.5", "--hide each: the model reads no such modality"),
+    "gap of a baseline": ("gap runs/pop", "the model reads fewer than two modalities of users, and of items: there is no gap"),
+    "gap of no run": ("gap dataset", "dataset is not a run folder: it has no config.yaml"),
     "search in an object store": ("tune train.yaml --to s3://bucket/search", "a search is kept in a folder of this machine"),
     "run on an unknown file system": ("train train.yaml --to ftp://host/run", "ftp://host/run names a file system that is not"),
     "recommend of no run": ("recommend dataset --to new", "dataset is not a run folder: it has no config.yaml"),
@@ -377,6 +382,47 @@ def test_a_hidden_share_is_told_in_the_table_and_in_the_name_of_the_file(world: 
     assert "test split, without items.cover=0.5, users.club: " in out
     result = world / "runs/sibrar/evaluation/test/metrics-without-items.cover=0.5-users.club.json"
     assert json.loads(result.read_text())["hidden"] == ["items.cover=0.5", "users.club"]
+
+
+def test_every_modality_in_turn_and_alone(world: Path, call: Call) -> None:
+    code, out, err = call("evaluate runs/sibrar --hide each --hide users.club", world)
+    assert code == 0
+    result = json.loads((world / "runs/sibrar/evaluation/test/modalities-without-users.club.json").read_text())
+    values = {(row["kind"], row["modality"]): row for row in result["rows"]}
+    line = next(line.split() for line in out.splitlines() if line.startswith("only items.cover"))
+    row = values["only", "items.cover"]
+    assert line[2:4] == [str(row["counts"]["items_without_modality"]), "items"]
+    assert line[4] == f"{row['metrics']['test/ndcg@10']:.4f}"
+    assert line[5] == f"{row['metrics']['test/ndcg@10'] - values['full', None]['metrics']['test/ndcg@10']:+.4f}"
+    assert out.startswith("test split, without users.club in every row: ")
+    assert max(map(len, out.splitlines())) <= 120
+    assert err.splitlines()[-1] == "evaluating: 8 of 8 rows"
+
+
+def test_the_gap_and_its_plot(world: Path, call: Call) -> None:
+    code, out, _ = call("gap runs/sibrar --sample 20", world)
+    assert code == 0
+    folder = world / "runs/sibrar/evaluation"
+    pairs = json.loads((folder / "modality-gap.json").read_text())["pairs"]
+    assert [pair["side"] for pair in pairs] == ["users", "items", "items", "items"]
+    lines = [line.split() for line in out.splitlines()]
+    cover = next(pair for pair in pairs if pair["modalities"] == ["tags", "cover"])
+    there, back = (way["metrics"]["recall@10/sampled-20"] for way in cover["retrieval"])
+    expected = ["items", "tags", "cover", str(cover["entities"]), f"{cover['distance']:.4f}", "@10/sampled-20"]
+    assert lines[5] == [*expected, f"{there:.4f}", f"{back:.4f}", "0.5000"]
+    assert lines[-1] == ["plot", str(folder / "modality-gap.svg")]
+    assert (folder / "modality-gap.svg").exists()
+
+
+def test_all_items_as_candidates_have_files_of_their_own(world: Path, call: Call) -> None:
+    before = (world / "runs/pop/evaluation/test/metrics.json").read_bytes()
+    code, out, _ = call("evaluate runs/pop --candidates all", world)
+    assert code == 0
+    assert ", 80 candidates each (all items)" in out
+    result = json.loads((world / "runs/pop/evaluation/test/metrics-all-items.json").read_text())
+    assert (result["candidates"], result["users"]["file"]) == ("all", "users-all-items.parquet")
+    assert (world / "runs/pop/evaluation/test/metrics.json").read_bytes() == before
+    assert json.loads(before)["candidates"] == "split"
 
 
 def test_recommendations_are_told_of_and_what_was_not_used(world: Path, call: Call, tmp_path: Path) -> None:

@@ -30,13 +30,14 @@ ROOMS = {
     "catalogue": ("models", "data"),
     "report": ("training", "evaluation", "data", "describe", "description"),
     "report_groups": (),
+    "report_modalities": ("report_groups",),
     "comparison": ("training", "evaluation", "data"),
     "estimate": ("training", "data"),
     "terminal": ("training", "data"),
     "cli": ("commands", "terminal"),
     "commands": (
         *("terminal", "etl", "data", "training", "evaluation", "recommending", "comparison"),
-        *("describe", "report", "report_groups", "catalogue", "estimate"),
+        *("describe", "report", "report_groups", "report_modalities", "catalogue", "estimate"),
     ),
 }
 ENGINES = {

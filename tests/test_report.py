@@ -45,19 +45,20 @@ def write_run(
     dataset: str = "a",
     lines: Sequence[dict[str, Any]] = (),
     hide: dict[str, float] | None = None,
+    candidates: str = "split",
 ) -> Path:
     """A run folder with a configuration, an evaluation of the test split if `metrics` are given, and what it recorded."""
     folder.mkdir(parents=True)
-    config = validate(
-        TrainConfig, {"dataset": "somewhere", "model": {"type": "pop"}, "evaluation": {"hide": hide or {}}}, where="test"
-    )
+    evaluation = {"hide": hide or {}, "candidates": candidates}
+    config = validate(TrainConfig, {"dataset": "somewhere", "model": {"type": "pop"}, "evaluation": evaluation}, where="test")
     (folder / "config.yaml").write_text(to_yaml(config))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if metrics is not None:
         (folder / "evaluation" / "test").mkdir(parents=True)
-        told = {"dataset": dataset, "hidden": describe_hide(hide or {})}
+        told = {"dataset": dataset, "candidates": candidates, "hidden": describe_hide(hide or {})}
         result = {**told, "metrics": {f"test/{name}": value for name, value in metrics.items()}}
-        name = "-".join(["metrics-without", *told["hidden"]]) if hide else "metrics"
+        name = "metrics-all-items" if candidates == "all" else "metrics"
+        name = "-".join([f"{name}-without", *told["hidden"]]) if hide else name
         (folder / "evaluation" / "test" / f"{name}.json").write_text(json.dumps(result))
     return folder
 
@@ -179,6 +180,12 @@ def test_a_run_whose_evaluation_hides_something_says_so_beside_one_that_sees_all
         ["without", "-", "items.cover,", "items.tags=0.5"],
         ["ndcg@10", "0.5000", "0.1250"],
     ]
+
+
+def test_a_run_that_ranks_all_items_says_so_beside_one_that_ranks_those_of_the_split(tmp_path: Path) -> None:
+    one = write_run(tmp_path / "one", {"ndcg@10": 0.5})
+    two = write_run(tmp_path / "two", {"ndcg@10": 0.125}, candidates="all")
+    assert cells(shown(comparison_table([one, two])))[1] == ["candidates", "split", "all", "items"]
 
 
 def test_runs_without_the_usual_metrics_are_compared_by_their_own(tmp_path: Path) -> None:

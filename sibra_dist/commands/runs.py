@@ -1,13 +1,13 @@
-"""The commands that train, search, evaluate and compare."""
+"""The commands that train and search."""
 
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from sibra_dist.commands.options import ConfigArgument, Overrides, Workers
+from sibra_dist.commands.options import ConfigArgument, Overrides
 from sibra_dist.config import load_config
 from sibra_dist.errors import ConfigError
 from sibra_dist.terminal import console, progress_bar, stages
@@ -70,76 +70,6 @@ def train(
         console.print(training_summary(run), soft_wrap=True)
 
 
-def evaluate(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run folder, a path or URI.")] = None,
-    split: Annotated[Literal["validation", "test"], typer.Option(help="The split to rank.")] = "test",
-    hide: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME[=SHARE]",
-            help="A modality that the model shall not see, such as items.interactions; with =0.25 of a quarter of them.",
-        ),
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Where the run's dataset lies now, if it has moved; what recommendations are scored on.")
-    ] = None,
-    recommendations: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Score these instead of a run: user_id, item_id, and rank or score; CSV, TSV, Parquet, or a folder of them.",
-        ),
-    ] = None,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME@K", help="Of recommendations, a metric; by default those of a run. Repeatable."),
-    ] = None,
-    to: Annotated[
-        str | None, typer.Option(help="Of recommendations, the result's folder or URI; by default runs/FILE-DATE-TIME.")
-    ] = None,
-    workers: Workers = 0,
-) -> None:
-    """Evaluate a run's best model by full ranking, or recommendations of any system."""
-    from sibra_dist.data.dataset import open_dataset
-    from sibra_dist.data.presence import read_hide
-    from sibra_dist.data.storage import Place
-    from sibra_dist.recommending.manifest import REJECTED
-    from sibra_dist.recommending.score import Scored, score
-    from sibra_dist.report import evaluation_table
-    from sibra_dist.report_groups import groups_table
-    from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run, read_evaluation, read_result
-    from sibra_dist.training.run_folder import RunFolder, open_run
-
-    if (run is None) == (recommendations is None):
-        raise ConfigError("give a RUN, or else --recommendations FILE with --dataset DATASET")
-    if run is None and recommendations is not None:
-        if dataset is None:
-            raise ConfigError("--recommendations are scored on a dataset: give it with --dataset DATASET")
-        if hide or workers:
-            raise ConfigError("--hide and --workers are for a RUN; leave them out with --recommendations")
-        folder = RunFolder(to or Path("runs") / f"{Path(recommendations).stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
-        score(Scored(recommendations, split, tuple(metric or ())), open_dataset(dataset), folder)
-        result = read_result(folder, split)
-    elif run is not None:
-        if metric or to:
-            raise ConfigError("a RUN is evaluated by its own configuration, in its own folder: leave out --metric and --to")
-        request = EvaluationRequest(split, read_hide(hide or ()), str(Place.at(dataset)) if dataset else None)
-        folder, settings, _ = open_run(run, request.dataset)
-        if workers == 0:
-            evaluate_run(folder, request)
-        else:
-            from sibra_dist.training.ray_train import evaluate_on_ray
-
-            evaluate_on_ray(folder, settings, request, workers)
-        result = read_evaluation(folder, request)
-    console.print(evaluation_table(result), soft_wrap=True)
-    console.print(groups_table(result), soft_wrap=True)
-    if recommendations is not None:
-        for reason, count in result["recommendations"]["rejected"].items():
-            console.print(f"not used  {count:,} {reason}: see {folder.evaluation(split) / REJECTED}", soft_wrap=True)
-        console.print(f"result folder  {folder.name}", soft_wrap=True)
-
-
 def tune(
     config: ConfigArgument,
     overrides: Overrides = None,
@@ -164,36 +94,3 @@ def tune(
         trials = search(settings, folder, workers, tell)
     console.print(trials_table(trials, settings), soft_wrap=True)
     console.print(f"best configuration  {folder / 'best.yaml'}", soft_wrap=True)
-
-
-def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Evaluated run folders; the first is the reference.")],
-    split: Annotated[Literal["validation", "test"], typer.Option(help="The split they were evaluated on.")] = "test",
-    metric: Annotated[
-        list[str] | None, typer.Option(metavar="NAME@K", help="A metric of users; by default ndcg@10. Repeatable.")
-    ] = None,
-    form: Annotated[
-        Literal["text", "csv", "latex", "markdown"], typer.Option("--format", help="How the table is written.")
-    ] = "text",
-    resamples: Annotated[int, typer.Option(min=1, help="Of the bootstrap.")] = 10_000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
-) -> None:
-    """Test whether runs differ from the first, user by user.
-
-    Paired t-test, Wilcoxon signed-rank, corrected for the number of runs; effect size and bootstrap interval.
-    """
-    from sibra_dist.comparison.runs import compare_runs
-    from sibra_dist.comparison.tables import written
-
-    table = written(compare_runs(runs, split, metric or ("ndcg@10",), resamples, seed), form)
-    if isinstance(table, str):
-        typer.echo(table, nl=False)
-    else:
-        console.print(table, soft_wrap=True)
-
-
-def report(runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Evaluated run folders, paths or URIs.")]) -> None:
-    """Compare the evaluated runs on the test split, side by side."""
-    from sibra_dist.report import comparison_table
-
-    console.print(comparison_table(runs), soft_wrap=True)

@@ -140,6 +140,7 @@ def _terms(result: dict[str, Any]) -> list[tuple[str, object]]:
         ("dataset", str(result.get("dataset"))[:12]),
         ("split", result.get("split")),
         ("hidden", ", ".join(result.get("hidden", ())) or "nothing"),
+        ("ranked", "all items" if result.get("candidates") == "all" else "the items of the split"),
         ("candidates", result.get("counts", {}).get("candidates")),
     ]
 

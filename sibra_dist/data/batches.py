@@ -21,7 +21,7 @@ from sibra_dist.data.negatives import UNIFORM, NegativeDraws, SamplerConfig
 from sibra_dist.errors import ConfigError
 
 # Streams of random numbers, so that no two purposes share one.
-ORDER, NEGATIVES, USER_MODALITIES, ITEM_MODALITIES, NOISE, HIDING, DROPPED, SHOWN, POOL = range(1, 10)
+ORDER, NEGATIVES, USER_MODALITIES, ITEM_MODALITIES, NOISE, HIDING, DROPPED, SHOWN, POOL, COMPARED = range(1, 11)
 
 EMPTY = -1
 """Stands in a slot of drawn modalities that is not used."""

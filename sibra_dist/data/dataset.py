@@ -25,6 +25,8 @@ from sibra_dist.errors import DatasetError
 SPLITS = ("train", "validation", "test")
 DTYPES = {"weights": np.float32, "times": np.int64}
 HeldOut = Literal["validation", "test"]
+Candidates = Literal["split", "all"]
+"""What is ranked: the items that the protocol says, or all."""
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,9 @@ class Dataset:
         """Items that training may show, int64 ascending: all but the cold ones."""
         return torch.nonzero(self.items.split == 0).flatten()
 
-    def candidates(self, split: HeldOut) -> Tensor:
-        """Items that are ranked in a split, int64 ascending: all, or where items are split the split's own."""
-        if self.manifest.protocol.cold_items:
+    def candidates(self, split: HeldOut, which: Candidates = "split") -> Tensor:
+        """Items that are ranked in a split, int64 ascending: all, or where items are split the split's own by default."""
+        if self.manifest.protocol.cold_items and which == "split":
             return torch.nonzero(self.items.split == SPLITS.index(split)).flatten()
         return torch.arange(self.items.count, device=self.device)
 

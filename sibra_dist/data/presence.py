@@ -18,6 +18,8 @@ from sibra_dist.data.batches import HIDING, in_share, stream, uniform
 from sibra_dist.errors import ConfigError, nearest
 
 SideName = Literal["users", "items"]
+EACH = "each"
+"""In place of a modality's name: every one in turn, and alone."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

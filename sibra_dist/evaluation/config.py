@@ -5,6 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from sibra_dist.config import Config
+from sibra_dist.data.dataset import Candidates
 from sibra_dist.data.presence import Shares
 from sibra_dist.errors import nearest
 from sibra_dist.evaluation.metrics import KNOWN_METRICS, at_cutoffs, is_metric
@@ -23,6 +24,8 @@ class EvaluationConfig(Config):
     """Candidates scored at once."""
     max_groups: Annotated[int, Field(ge=1)] = 20
     """Results tell of the groups of users that a category feature makes if it has at most so many values."""
+    candidates: Candidates = "split"
+    """What is ranked: `split`, the items that the dataset's protocol says, or `all` items also where items are divided."""
     hide: Shares = {}
     """Share of the entities from which a modality is hidden, by name: `items.genres: 0.25`."""
 

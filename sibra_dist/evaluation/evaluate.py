@@ -57,7 +57,7 @@ def evaluate(
         SibraError: a score is NaN; the message names the user and the item.
     """
     hidden_users, hidden_items = parse_hide(config.hide, model.modalities(), seed, "evaluation.hide")
-    truth, device = Truth.of(dataset, split), model.device
+    truth, device = Truth.of(dataset, split, config.candidates), model.device
     num_candidates = len(truth.candidates)
     findings = Findings(dataset, truth.candidates, config.names if names is None else names, device, each, item_cutoffs)
     embeddings = _encode_items(model, truth.candidates, hidden_items, ranks)

@@ -5,7 +5,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from sibra_dist.data.dataset import Csr, Dataset, HeldOut
+from sibra_dist.data.dataset import Candidates, Csr, Dataset, HeldOut
 
 
 class Tile(NamedTuple):
@@ -30,9 +30,9 @@ class Truth(NamedTuple):
     """int64 [items]: of each among the candidates; -1 for an item that is none"""
 
     @classmethod
-    def of(cls, dataset: Dataset, split: HeldOut) -> Self:
-        """That of a split, on the dataset's device."""
-        candidates = dataset.candidates(split)
+    def of(cls, dataset: Dataset, split: HeldOut, which: Candidates = "split") -> Self:
+        """That of a split, on the dataset's device; `which` items are candidates is as for `Dataset.candidates`."""
+        candidates = dataset.candidates(split, which)
         position = torch.full((dataset.items.count,), -1, device=dataset.device)
         position[candidates] = torch.arange(len(candidates), device=dataset.device)
         return cls(dataset, split, candidates, position)

@@ -101,9 +101,13 @@ class Recommender(nn.Module, ABC):
         """Names of the modalities that the model reads of users, and of items: what can be hidden."""
         return (), ()
 
+    def seen(self, items: bool, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
+        """Which modalities of each user (or item) are there once some are hidden: bool [entities, M], in their order."""
+        return torch.ones(0, 0, dtype=torch.bool)
+
     def without_modality(self, items: bool, hidden: Hidden = NOTHING_HIDDEN) -> int:
         """How many users (or items) have none of the modalities that the model reads and that are not hidden."""
-        return 0
+        return int((~self.seen(items, hidden).any(1)).sum())
 
 
 class Score(NamedTuple):

@@ -256,10 +256,10 @@ class CLCRec(Recommender):
         """See `Recommender`."""
         return self.users.modalities, self.items.modalities
 
-    def without_modality(self, items: bool, hidden: Hidden = NOTHING_HIDDEN) -> int:
+    def seen(self, items: bool, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
         """See `Recommender`."""
         side = self.items if items else self.users
-        return int((~side.seen(torch.arange(len(side.present), device=side.present.device), hidden).any(1)).sum())
+        return side.seen(torch.arange(len(side.present), device=side.present.device), hidden)
 
 
 def _read(side: ContentSide, entities: Tensor, drawn: Tensor, key: int) -> ContentRead:

@@ -86,9 +86,9 @@ class DropoutNet(Recommender):
         """See `Recommender`."""
         return self.users.encoders.modalities, self.items.encoders.modalities
 
-    def without_modality(self, items: bool, hidden: Hidden = NOTHING_HIDDEN) -> int:
+    def seen(self, items: bool, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
         """See `Recommender`."""
-        return (self.items if items else self.users).encoders.without_modality(hidden)
+        return (self.items if items else self.users).encoders.seen_of_all(hidden)
 
 
 def _side(

@@ -125,10 +125,10 @@ class MatrixFactorization(Recommender):
         """See `Recommender`."""
         return (ID,), (ID,)
 
-    def without_modality(self, items: bool, hidden: Hidden = NOTHING_HIDDEN) -> int:
+    def seen(self, items: bool, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
         """See `Recommender`."""
         present = self.items_present if items else self.users_present
-        return int((~self._seen(torch.arange(len(present), device=present.device), present, hidden)).sum())
+        return self._seen(torch.arange(len(present), device=present.device), present, hidden)
 
     @staticmethod
     def _seen(entities: Tensor, present: Tensor, hidden: Hidden) -> Tensor:

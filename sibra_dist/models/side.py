@@ -145,9 +145,9 @@ class SideEncoders(nn.Module):
         """Which modalities of entities int64 [n] are there once some are hidden: bool [n, M]."""
         return self.present[entities] & hidden.visible(self.modalities, entities)
 
-    def without_modality(self, hidden: Hidden) -> int:
-        """How many entities have nothing left."""
-        return int((~self.seen(torch.arange(self._num_entities, device=self.present.device), hidden).any(1)).sum())
+    def seen_of_all(self, hidden: Hidden) -> Tensor:
+        """Which modalities of every entity are there: bool [entities, M]."""
+        return self.seen(torch.arange(self._num_entities, device=self.present.device), hidden)
 
     def all_seen(self, entities: Tensor, hidden: Hidden) -> Tensor:
         """What a draw of all that is there gives: int64 [n, M], as `sibra_dist.data.batches.draw_modalities`."""

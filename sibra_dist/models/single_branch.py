@@ -219,9 +219,9 @@ class Towers(Recommender):
         """See `Recommender`."""
         return self.users.modalities, self.items.modalities
 
-    def without_modality(self, items: bool, hidden: Hidden = NOTHING_HIDDEN) -> int:
+    def seen(self, items: bool, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
         """See `Recommender`."""
-        return (self.items if items else self.users).without_modality(hidden)
+        return (self.items if items else self.users).seen_of_all(hidden)
 
 
 class SingleBranch(Towers):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sibra_dist.data.dataset import Dataset, HeldOut
+from sibra_dist.data.dataset import Candidates, Dataset, HeldOut
 from sibra_dist.data.publish import writing
 from sibra_dist.errors import CheckpointError, ConfigError, SourceError
 from sibra_dist.evaluation.config import EvaluationConfig
@@ -40,6 +40,8 @@ class Scored:
     split: HeldOut = "test"
     metrics: tuple[str, ...] = ()
     """Such as `ndcg@10`; by default those of an `EvaluationConfig`."""
+    candidates: Candidates = "split"
+    """What may be recommended."""
 
     def names(self) -> list[str]:
         """The metrics, each once.
@@ -65,7 +67,7 @@ def score(scored: Scored, dataset: Dataset, to: RunFolder) -> None:
     names = scored.names()
     if to.exists:
         raise CheckpointError(f"{to.name} holds a run with results of its own; give another folder with --to")
-    source, truth = Source.of(scored.source), Truth.of(dataset, scored.split)
+    source, truth = Source.of(scored.source), Truth.of(dataset, scored.split, scored.candidates)
     folder, of_users = to.evaluation(scored.split), split_metrics(names)[0]
     users = UserParts(folder, "recommendations.parts", 0, of_users)
     with TemporaryDirectory() as temporary, TemporaryFile() as told, writing(folder, REMEDY):
@@ -78,6 +80,7 @@ def score(scored: Scored, dataset: Dataset, to: RunFolder) -> None:
                 raise users.error
             result: dict[str, Any] = {
                 "split": scored.split,
+                "candidates": scored.candidates,
                 "hidden": [],
                 "epoch": None,
                 "dataset": dataset.manifest.digest,

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from sibra_dist.data.dataset import Dataset, HeldOut, open_dataset
+from sibra_dist.data.dataset import Candidates, Dataset, HeldOut, open_dataset
 from sibra_dist.data.presence import describe_hide, parse_hide
 from sibra_dist.errors import CheckpointError
+from sibra_dist.evaluation.config import EvaluationConfig
 from sibra_dist.evaluation.evaluate import evaluate
 from sibra_dist.evaluation.findings import Evaluation
 from sibra_dist.evaluation.groups import GroupAverages, user_groupings
@@ -36,6 +37,13 @@ class EvaluationRequest:
     in evaluation; of two shares of one modality this counts."""
     dataset: str | None = None
     """Folder of the dataset, where it is not the one the run names."""
+    candidates: Candidates | None = None
+    """What is ranked, where it is not what the run's configuration says."""
+
+    def settings(self, config: TrainConfig) -> EvaluationConfig:
+        """How a run of this configuration is evaluated."""
+        candidates = self.candidates or config.evaluation.candidates
+        return config.evaluation.model_copy(update={"hide": self.hidden(config), "candidates": candidates})
 
     def hidden(self, config: TrainConfig) -> dict[str, float]:
         """What is hidden in all when a run of this configuration is evaluated; of each modality a share above 0."""
@@ -49,9 +57,15 @@ class EvaluationRequest:
         """Name of the file of all users' values beside it."""
         return f"{self._named('users', config)}.parquet"
 
+    def modalities_name(self, config: TrainConfig) -> str:
+        """Name of the file, without suffix, that tells of every modality."""
+        return self._named("modalities", config)
+
     def _named(self, what: str, config: TrainConfig) -> str:
-        hidden = describe_hide(self.hidden(config))
-        return "-".join([f"{what}-without", *hidden]) if hidden else what
+        settings = self.settings(config)
+        hidden = describe_hide(settings.hide)
+        ranked = ["all-items"] if settings.candidates == "all" else []
+        return "-".join([what, *ranked, *(["without", *hidden] if hidden else [])])
 
 
 def evaluate_run(run: RunFolder, request: EvaluationRequest, device: torch.device | None = None) -> Evaluation:
@@ -68,7 +82,7 @@ def evaluate_run(run: RunFolder, request: EvaluationRequest, device: torch.devic
     dataset = open_dataset(request.dataset or config.dataset)
     model, epoch = run.load_best(dataset, device or pick_device(config.training.device), ranks)
     parse_hide(request.hide, model.modalities(), config.seed, "--hide")
-    settings = config.evaluation.model_copy(update={"hide": request.hidden(config)})
+    settings = request.settings(config)
     names = list(dict.fromkeys(settings.names))
     of_users, _ = split_metrics(names)
     folder, beside = run.evaluation(request.split), f"{request.name(config)}.parts"
@@ -77,6 +91,7 @@ def evaluate_run(run: RunFolder, request: EvaluationRequest, device: torch.devic
     def publish() -> None:
         result = {
             "split": request.split,
+            "candidates": settings.candidates,
             "hidden": describe_hide(settings.hide),
             "epoch": epoch,
             "dataset": dataset.manifest.digest,
@@ -88,7 +103,7 @@ def evaluate_run(run: RunFolder, request: EvaluationRequest, device: torch.devic
         publish_evaluation(run, files, result, (beside, counts), dataset, of_users, settings.max_groups)
 
     # What an evaluation that was killed has left; another one of the same name is not to run at the same time.
-    ranks.alone(lambda: _told(run, (folder / beside).delete_all))
+    ranks.alone(lambda: write_result(run, (folder / beside).delete_all))
     try:
         found = evaluate(
             model,
@@ -146,15 +161,16 @@ def publish_evaluation(
         content = json.dumps({**result, "groups": groups, "users": users.model_dump()}, indent=2).encode() + b"\n"
         folder.write(files[0], content)
 
-    _told(run, write)
+    write_result(run, write)
 
 
 def prefixed(metrics: Mapping[str, float], split: HeldOut) -> dict[str, float]:
-    """Metrics by their names in results."""
+    """Metrics with `val/` or `test/` before their names."""
     return {f"{PREFIXES[split]}/{name}": value for name, value in metrics.items()}
 
 
-def _told(run: RunFolder, write: Callable[[], None]) -> None:
+def write_result(run: RunFolder, write: Callable[[], None]) -> None:
+    """Write; raise a `CheckpointError` where that is not possible."""
     try:
         write()
     except OSError as error:

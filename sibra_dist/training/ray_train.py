@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
-from functools import partial
 from math import ceil
 from typing import Any
 
@@ -29,7 +28,6 @@ from sibra_dist.data.dataset import open_dataset
 from sibra_dist.data.storage import filesystem
 from sibra_dist.errors import TrainingError
 from sibra_dist.training.config import TrainConfig, TrainingConfig
-from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run
 from sibra_dist.training.launch import Workers, stop_request
 from sibra_dist.training.loop import Trainer
 from sibra_dist.training.progress import Callbacks, Progress
@@ -72,11 +70,6 @@ def train_on_ray(
         evaluator(run, config, _reserved(config.training, workers)) if apart else nullcontext() as actor,
     ):
         _run(_train_worker, {**payload, "evaluator": actor}, run, workers, config.training, callbacks)
-
-
-def evaluate_on_ray(run: RunFolder, config: TrainConfig, request: EvaluationRequest, workers: int) -> None:
-    """Evaluate a run on `workers` Ray Train workers, which share out its users; see `evaluate_run`."""
-    share_on_ray(run, config, partial(evaluate_run, request=request), workers)
 
 
 def share_on_ray(run: RunFolder, config: TrainConfig, act: Callable[..., object], workers: int) -> None:

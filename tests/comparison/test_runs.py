@@ -196,9 +196,10 @@ def test_runs_of_different_datasets_are_refused(runs: Path, call: Call) -> None:
         ({"split": "validation"}, "split validation and test$"),
         ({"hidden": ["items.tags=0.5"]}, "hidden items.tags=0.5 and nothing$"),
         ({"counts": {"candidates": 8}}, "candidates 8 and 80$"),
+        ({"candidates": "all"}, "ranked all items and the items of the split$"),
         ({"split": "validation", "counts": {"candidates": 8}}, "split validation and test; candidates 8 and 80$"),
     ],
-    ids=["split", "hidden", "candidates", "two of them"],
+    ids=["split", "hidden", "candidates", "all items", "two of them"],
 )
 def test_what_was_not_evaluated_alike_is_refused(runs: Path, changes: dict[str, Any], told: str) -> None:
     alter_result(runs / "random", **changes)

@@ -139,6 +139,10 @@ def test_embeddings_are_defined_whatever_is_hidden(model: Recommender, dataset: 
             everything = Hidden(side, dict.fromkeys(names, 1.0))
             assert model.without_modality(side == "items", everything) == count
             assert model.without_modality(side == "items") < count
+            first = model.seen(side == "items", Hidden(side, dict.fromkeys(names[1:], 1.0)))
+            assert first.shape == (count, len(names))
+            assert first[:, 0].equal(model.seen(side == "items")[:, 0])
+            assert not first[:, 1:].any()
 
 
 def test_scores_do_not_depend_on_what_is_scored_beside(model: Recommender, dataset: Dataset) -> None:

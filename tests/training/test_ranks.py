@@ -13,10 +13,11 @@ import torch.multiprocessing
 from sibra_dist.config import validate
 from sibra_dist.data.dataset import open_dataset
 from sibra_dist.errors import TrainingError
-from sibra_dist.evaluation import evaluate
+from sibra_dist.evaluation import evaluate, gap
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run, read_evaluation
 from sibra_dist.training.loop import Trainer
+from sibra_dist.training.modalities import GAP, PLOT, GapRequest, evaluate_modalities, measure_gap
 from sibra_dist.training.progress import Callbacks
 from sibra_dist.training.ranks import Ranks
 from sibra_dist.training.reading import Part
@@ -92,12 +93,18 @@ def test_one_two_and_four_ranks_train_alike(
         assert [line["val/ndcg@10"] for line in lines] == pytest.approx([line["val/ndcg@10"] for line in history], abs=1e-6)
 
 
-def test_the_same_model_has_the_same_metrics_on_any_number_of_ranks(planted: Path, tmp_path: Path) -> None:
+def test_the_same_model_has_the_same_metrics_on_any_number_of_ranks(
+    planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Exactly: nothing of an evaluation depends on who does which part."""
     config = make_config(planted, training__epochs=1, evaluation__user_tile=7)
     run = RunFolder(tmp_path / "run")
     _, alone, _ = run_ranks(run.path, config, 1)
     users = (run.path / "evaluation/test/users.parquet").read_bytes()
+    monkeypatch.setattr(evaluate, "ENCODE_TILE", 16)
+    judge_modalities(run)
+    names = ("test/modalities.json", GAP, PLOT)
+    modalities = [(run.path / "evaluation" / name).read_bytes() for name in names]
     for world in (2, 4):
         meeting = tmp_path / f"{world}.meeting"
         torch.multiprocessing.start_processes(
@@ -105,7 +112,9 @@ def test_the_same_model_has_the_same_metrics_on_any_number_of_ranks(planted: Pat
         )
         assert json.loads((run.path / "evaluation/test/metrics.json").read_text()) == alone
         assert (run.path / "evaluation/test/users.parquet").read_bytes() == users
-        assert sorted(path.name for path in (run.path / "evaluation/test").iterdir()) == ["metrics.json", "users.parquet"]
+        written = sorted(path.name for path in (run.path / "evaluation/test").iterdir())
+        assert written == ["metrics.json", "modalities.json", "users.parquet"]
+        assert [(run.path / "evaluation" / name).read_bytes() for name in names] == modalities
 
 
 def evaluate_one(rank: int, world: int, meeting: str, folder: str) -> None:
@@ -113,7 +122,14 @@ def evaluate_one(rank: int, world: int, meeting: str, folder: str) -> None:
     evaluate.ENCODE_TILE = 16  # so that the ranks share out several tiles of items
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
     evaluate_run(RunFolder(folder), EvaluationRequest())
+    gap.TILE = 8
+    judge_modalities(RunFolder(folder))
     leave()
+
+
+def judge_modalities(run: RunFolder) -> None:
+    evaluate_modalities(run, EvaluationRequest())
+    measure_gap(run, GapRequest())
 
 
 def train_poisoned(rank: int, world: int, meeting: str, folder: str, plain: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run
 from sibra_dist.training.launch import Workers
 from sibra_dist.training.loop import Trainer
 from sibra_dist.training.progress import Callbacks, Progress
-from sibra_dist.training.ray_train import evaluate_on_ray, start_ray, train_on_ray
+from sibra_dist.training.ray_train import share_on_ray, start_ray, train_on_ray
 from sibra_dist.training.run_folder import RunFolder
 from sibra_dist.training.tune import search
 from sibra_dist.training.validation import CandidateEvaluator, Found
@@ -107,7 +108,7 @@ def test_evaluation_is_the_same_with_and_without_ray(planted: Path, tmp_path: Pa
     alone = {name: folder.read(name) for name in folder.files()}
     assert list(alone) == ["metrics.json", "users.parquet"]
     folder.delete_all()
-    evaluate_on_ray(run, config, EvaluationRequest(), 2)
+    share_on_ray(run, config, partial(evaluate_run, request=EvaluationRequest()), 2)
     assert {name: folder.read(name) for name in folder.files()} == alone
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from sibra_dist.training.launch import Workers
 from sibra_dist.training.loop import Trainer
 from sibra_dist.training.profiling import read_profile
 from sibra_dist.training.progress import Progress
-from sibra_dist.training.ray_train import evaluate_on_ray, start_ray, train_on_ray
+from sibra_dist.training.ray_train import share_on_ray, start_ray, train_on_ray
 from sibra_dist.training.reading import Part
 from sibra_dist.training.run_folder import RunFile, RunFolder
 from tests.object_store import ObjectStore
@@ -144,7 +145,7 @@ def test_on_workers_of_ray_a_run_in_the_store_is_trained_and_evaluated(planted: 
     newest = load_newest(run.checkpoints, open_dataset(planted).manifest.digest)
     assert newest is not None
     assert newest.position.finished
-    evaluate_on_ray(run, config, EvaluationRequest(), 2)
+    share_on_ray(run, config, partial(evaluate_run, request=EvaluationRequest()), 2)
     shared = read_evaluation(run, EvaluationRequest())
     evaluate_run(run, EvaluationRequest())
     assert read_evaluation(run, EvaluationRequest()) == shared
@@ -242,7 +243,7 @@ from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.loop import Trainer
 from sibra_dist.training.progress import Callbacks
 from sibra_dist.training.progress import Progress
-from sibra_dist.training.ray_train import evaluate_on_ray, start_ray, train_on_ray
+from sibra_dist.training.ray_train import share_on_ray, start_ray, train_on_ray
 from sibra_dist.training.reading import Part
 from sibra_dist.training.run_folder import RunFolder
 
