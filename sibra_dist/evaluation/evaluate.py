@@ -10,16 +10,16 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed
 from torch import Tensor
 
 from sibra_dist.data.dataset import Csr, Dataset, Feature, HeldOut
-from sibra_dist.data.presence import Hidden, parse_hide
+from sibra_dist.data.presence import parse_hide
 from sibra_dist.data.transfer import to_device
 from sibra_dist.errors import ConfigError, nearest
 from sibra_dist.evaluation.catalog import Catalog
 from sibra_dist.evaluation.comparisons import rank_and_compare
 from sibra_dist.evaluation.config import EvaluationConfig
+from sibra_dist.evaluation.embedding import embed_items, shared_out
 from sibra_dist.evaluation.item_groups import ItemRecalls, candidate_groupings
 from sibra_dist.evaluation.metrics import (
     OVER_ALL_CANDIDATES,
@@ -32,8 +32,6 @@ from sibra_dist.evaluation.metrics import (
 from sibra_dist.evaluation.ranking import NotANumberError, hits, mask_, rank
 from sibra_dist.evaluation.user_metrics import Lists
 from sibra_dist.models.base import Recommender
-
-ENCODE_TILE = 4096
 
 EachTile = Callable[[Tensor, Tensor, Tensor], None]
 """(users int64 [U], hits bool [U, K] best first, number of relevant candidates int64 [U])"""
@@ -101,10 +99,10 @@ def evaluate(
     recalls = ItemRecalls(candidate_groupings(catalog) if item_cutoffs else (), len(candidates), item_cutoffs).to(device)
     k = max(1, *(cutoff for _, cutoff in parsed), *item_cutoffs)
     compared = any(name in OVER_ALL_CANDIDATES for name, _ in parsed)
-    embeddings = _encode_items(model, candidates, hidden_items, ranks)
+    embeddings = embed_items(model, candidates, hidden_items, ranks)
 
     holders, held_out = dataset.held_out[split]
-    for rows in _shared_out(torch.arange(len(holders), device=data), config.user_tile, ranks):
+    for rows in shared_out(torch.arange(len(holders), device=data), config.user_tile, ranks):
         users = holders[rows].long()
         if not len(users):
             # The others encode in this turn, and where tables are divided that takes all ranks.
@@ -151,30 +149,6 @@ def _feature(dataset: Dataset, name: str) -> Feature:
             f"evaluation.metrics: items have no category, tags or vector {name!r} to be diverse in; {nearest(name, known)}"
         )
     return dataset.items.features[name]
-
-
-def _encode_items(model: Recommender, items: Tensor, hidden: Hidden, ranks: tuple[int, int]) -> Tensor:
-    """Embeddings of items, [n, d]. Processes that know each other share the tiles out, and then all have all of them."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        ranks = (0, 1)
-    own = [model.encode_items(tile, hidden) for tile in _shared_out(items, ENCODE_TILE, ranks)]
-    if ranks[1] == 1:
-        return torch.cat(own)
-    tiles = items.split(ENCODE_TILE)
-    embeddings = own[0].new_empty(len(own) * ranks[1], len(tiles[0]), *own[0].shape[1:])
-    # A turn is one tile of each rank, of full length.
-    for turn, found in zip(embeddings.split(ranks[1]), own, strict=True):
-        padded = turn.new_zeros(turn.shape[1:])
-        padded[: len(found)] = found
-        torch.distributed.all_gather(list(turn.unbind()), padded)
-    return embeddings.flatten(0, 1)[: len(items)]
-
-
-def _shared_out(entities: Tensor, tile: int, ranks: tuple[int, int]) -> list[Tensor]:
-    """The tiles of this rank, which takes each `ranks[1]`-th; as many as the others', so the last may be empty."""
-    rank, world = ranks
-    tiles = entities.split(tile)
-    return [*tiles[rank::world], *[entities[:0]] * (-len(tiles) % world > world - 1 - rank)]
 
 
 def _candidates_of(held_out: Csr, rows: Tensor, position: Tensor) -> Csr:

@@ -19,6 +19,7 @@ from sibra_dist.data.dataset import Dataset, open_dataset
 from sibra_dist.data.manifest import sha256_of
 from sibra_dist.data.storage import Place
 from sibra_dist.errors import DatasetError, SibraError, SourceError
+from sibra_dist.evaluation import embedding
 from sibra_dist.models.base import Recommender
 from sibra_dist.recommending import recommend as module
 from sibra_dist.recommending.manifest import MANIFEST, Recommended
@@ -134,8 +135,9 @@ def test_tiles_change_no_byte(
     encode_tile: int,
 ) -> None:
     recommend(runs[name], Asked(9), Place.at(tmp_path / "expected"))
-    for constant, value in (("USER_TILE", user_tile), ("ITEM_TILE", item_tile), ("ENCODE_TILE", encode_tile)):
-        monkeypatch.setattr(module, constant, value)
+    monkeypatch.setattr(module, "USER_TILE", user_tile)
+    monkeypatch.setattr(module, "ITEM_TILE", item_tile)
+    monkeypatch.setattr(embedding, "ENCODE_TILE", encode_tile)
     recommend(runs[name], Asked(9), Place.at(tmp_path / "tiled"))
     assert files(tmp_path / "tiled") == files(tmp_path / "expected")
 
