@@ -108,8 +108,8 @@ class LoadedRun:
         users: Sequence[Id] | None = None,
         k: int = 10,
         *,
-        exclude: Literal["seen", "none"] = SEEN,
-        candidates: Literal["all", "new"] = ALL,
+        exclude: Literal["seen", "none"] = "seen",
+        candidates: Literal["all", "new"] = "all",
     ) -> pa.Table:
         """The k best items for each user, best first: `user_id`, `item_id`, `score`, `rank` from 1.
 

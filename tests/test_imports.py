@@ -112,7 +112,7 @@ def test_significance_needs_numpy_and_scipy_only() -> None:
     assert others == {"numpy", "scipy"}
 
 
-LOADED = ("data", "encoding.texts", "models", "evaluation", "training.loop", "recommending.recommend", "etl.config", "cli")
+LOADED = ("data", "models", "evaluation", "training.loop", "recommending.recommend", "etl.config", "cli")
 
 
 @pytest.mark.parametrize("module", LOADED)
