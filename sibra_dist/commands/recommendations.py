@@ -2,7 +2,7 @@
 
 from contextlib import nullcontext
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -10,14 +10,17 @@ from sibra_dist.commands.options import Workers
 from sibra_dist.errors import ConfigError
 from sibra_dist.terminal import console, counting
 
+Candidates = Literal["all", "new"]
+
 
 def recommend(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, a path or URI.")],
     to: Annotated[str, typer.Option(help="Folder or URI of the recommendations.")],
     k: Annotated[int, typer.Option("-k", min=1, help="Items for each user, at most.")] = 100,
     users: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Users, an id a line or a table's column user_id; by default all.")
-    ] = None,
+        str,
+        typer.Option(metavar="all|new|FILE", help="Users: all, those of --new-users, or an id a line or a column user_id."),
+    ] = "all",
     exclude: Annotated[
         str,
         typer.Option(
@@ -25,6 +28,13 @@ def recommend(
             help="What is not recommended: what the dataset knows of the user, nothing, or a table's pairs user_id, item_id.",
         ),
     ] = "seen",
+    new_users: Annotated[
+        str | None, typer.Option(metavar="TABLE", help="Users that the dataset does not have, with what is known of them.")
+    ] = None,
+    new_items: Annotated[
+        str | None, typer.Option(metavar="TABLE", help="Items that the dataset does not have, with what is known of them.")
+    ] = None,
+    candidates: Annotated[Candidates, typer.Option(help="All items, or those of --new-items alone.")] = "all",
     dataset: Annotated[str | None, typer.Option(help="Where the run's dataset lies now, if it has moved.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace other recommendations in that place.")] = False,
     workers: Workers = 0,
@@ -38,7 +48,7 @@ def recommend(
     from sibra_dist.training.run_folder import open_run
 
     place = Place.at(to)
-    asked = Asked(k, users, exclude, dataset, overwrite)
+    asked = Asked(k, users, exclude, candidates, new_users, new_items, dataset, overwrite)
     folder, settings, _ = open_run(run, dataset)
     with (
         process_group(settings.training) as ranks,

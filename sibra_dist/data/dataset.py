@@ -5,10 +5,11 @@ other process, and every later run, maps those arrays. So ranks of one node shar
 larger than a rank's memory can be opened, and one in an object store is downloaded once a node.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -88,6 +89,19 @@ class Entities:
     """float32 [nnz]: of each entry of `histories`, if the dataset has weights"""
     times: Tensor | None = None
     """int64 [nnz]: when, in milliseconds since 1970, for each entry of the users' `histories`, if the dataset has times"""
+    newcomers: int = 0
+    """How many of them, the last, came after the dataset was made: see `sibra_dist.data.newcomers`"""
+
+    @property
+    def known(self) -> int:
+        """How many of them, the first, the dataset has: those that a model's parameters know of."""
+        return self.count - self.newcomers
+
+    @property
+    def known_histories(self) -> Csr:
+        """The histories of those alone."""
+        indptr = self.histories.indptr[: self.known + 1]
+        return Csr(indptr, self.histories.indices[: int(indptr[-1])]) if self.newcomers else self.histories
 
     @property
     def device(self) -> torch.device:
@@ -105,6 +119,8 @@ class Dataset:
     items: Entities
     held_out: dict[HeldOut, tuple[Tensor, Csr]]
     """Users that hold something out, int32 [n] ascending, and their items, a row each of those users."""
+    newcomers: Mapping[Side, pa.Array] = field(default_factory=dict)
+    """The ids of newcomers, in index order."""
 
     def to(self, device: torch.device) -> "Dataset":
         """The dataset with its tensors on a device, where models, batches and evaluation share them.
@@ -151,7 +167,8 @@ class Dataset:
     def ids(self, side: Side) -> pa.ChunkedArray:
         """The external ids, in index order; read from the shards, so not for inner loops."""
         shards = self.manifest.shards[side]
-        return pa.chunked_array([read_shard(self.place, shard, ["id"])["id"].combine_chunks() for shard in shards], pa.string())
+        known = [read_shard(self.place, shard, ["id"])["id"].combine_chunks() for shard in shards]
+        return pa.chunked_array([*known, *([self.newcomers[side]] if side in self.newcomers else [])], pa.string())
 
 
 def open_dataset(place: str | Path | Place, cache: Path | None = None) -> Dataset:
@@ -258,15 +275,20 @@ def _decode_histories(manifest: Manifest, read: ReadColumns, arrays: ArrayWriter
 
 def _append_feature(arrays: ArrayWriter, name: str, spec: FeatureSpec, column: pa.Array) -> None:
     arrays.append(f"{name}/present", column.is_valid().to_numpy(zero_copy_only=False))
-    if spec.kind == "category":
-        arrays.append(f"{name}/values", column.fill_null(0).to_numpy().astype(np.int32))
-    elif spec.kind == "tags":
+    if spec.kind == "tags":
         _append_lists(arrays, name, column)
     else:
-        dense = np.zeros((len(column), spec.size), np.float32)
-        present = column.is_valid().to_numpy(zero_copy_only=False)
-        dense[present] = column.drop_null().flatten().to_numpy().reshape(present.sum(), spec.size)
-        arrays.append(f"{name}/values", dense)
+        arrays.append(f"{name}/values", plain_values(spec, column))
+
+
+def plain_values(spec: FeatureSpec, column: pa.Array) -> np.ndarray[Any, Any]:
+    """The values of a feature of any kind but tags, as `Feature` holds them, from the column of a table."""
+    if spec.kind == "category":
+        return np.asarray(column.fill_null(0).to_numpy().astype(np.int32))
+    dense = np.zeros((len(column), spec.size), np.float32)
+    present = column.is_valid().to_numpy(zero_copy_only=False)
+    dense[present] = column.drop_null().flatten().to_numpy().reshape(present.sum(), spec.size)
+    return dense
 
 
 def _append_lists(arrays: ArrayWriter, name: str, column: pa.Array) -> None:

@@ -8,11 +8,11 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
 from sibra_dist.config import to_plain
-from sibra_dist.data.manifest import FITTED, FeatureSpec, Manifest, Side, read_verified_shard
+from sibra_dist.data.manifest import FeatureSpec, Manifest, Side, read_verified_shard
 from sibra_dist.data.storage import Place
+from sibra_dist.encoding.texts import read_fitted
 from sibra_dist.errors import ConfigError
 from sibra_dist.etl.config import PrepareConfig
-from sibra_dist.etl.text import FITTED_SCHEMA
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,6 @@ class Former:
 
     def fitted(self, side: Side, name: str) -> pa.Table | None:
         """What was fitted to encode a text."""
-        shards = self.manifest.shards.get(f"{FITTED}/{side}/{name}", ()) if self.manifest else ()
-        if self.place is None or not shards:
+        if self.place is None or self.manifest is None:
             return None
-        return pa.concat_tables([read_verified_shard(self.place, shard) for shard in shards]).cast(FITTED_SCHEMA)
+        return read_fitted(self.place, self.manifest, side, name)

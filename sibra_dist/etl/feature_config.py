@@ -7,39 +7,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from sibra_dist.config import Config
+from sibra_dist.encoding.texts import TextEncoder, TfidfConfig
 
 Columns = str | tuple[str, ...]
-
-
-class TfidfConfig(Config):
-    """Words hashed into buckets, weighted by how rare they are among training entities, reduced by SVD."""
-
-    type: Literal["tfidf"] = "tfidf"
-    size: Annotated[int, Field(ge=1)] = 128
-    """Length of the vector."""
-    buckets: Annotated[int, Field(ge=2, le=1 << 20)] = 1 << 15
-    """Words of one bucket count as one word."""
-    sample: Annotated[int, Field(ge=1)] = 50_000
-    """The SVD is fitted to so many training texts at the most, drawn by hash."""
-
-
-class HashingConfig(Config):
-    """Words hashed into as many signed buckets as the vector is long; nothing is fitted."""
-
-    type: Literal["hashing"] = "hashing"
-    size: Annotated[int, Field(ge=1)] = 256
-
-
-class SentenceTransformerConfig(Config):
-    """A sentence-transformers model, which needs the extra `text`."""
-
-    type: Literal["sentence_transformer"] = "sentence_transformer"
-    model: str
-    """A folder, or a name that sentence-transformers knows. Spark's executors must be able to load it too."""
-    batch_size: Annotated[int, Field(ge=1)] = 32
-
-
-TextEncoder = Annotated[TfidfConfig | HashingConfig | SentenceTransformerConfig, Field(discriminator="type")]
 
 
 class FeatureConfig(Config):

@@ -1,6 +1,6 @@
 """Features: what the training entities show of side information, in a few aggregates for all features together.
 
-How values then become codes and numbers is in `encode.py`.
+How values then become codes and numbers is in `sibra_dist.encoding.features`.
 """
 
 from collections.abc import Callable, Mapping, Sequence

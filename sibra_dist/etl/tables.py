@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, NumericType, StringType
 
 from sibra_dist.data.manifest import FeatureSpec, InteractionColumn, Side
-from sibra_dist.etl.encode import ENCODERS, lists
+from sibra_dist.encoding.features import ENCODERS, lists
 from sibra_dist.etl.indexing import with_positions
 from sibra_dist.etl.work import Work
 from sibra_dist.etl.write import Build, Target, Written, write_table

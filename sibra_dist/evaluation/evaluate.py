@@ -8,20 +8,18 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-import torch.distributed
 from torch import Tensor
 
 from sibra_dist.data.dataset import Dataset, HeldOut
-from sibra_dist.data.presence import Hidden, parse_hide
+from sibra_dist.data.presence import parse_hide
 from sibra_dist.data.transfer import to_device
 from sibra_dist.evaluation.comparisons import rank_and_compare
 from sibra_dist.evaluation.config import EvaluationConfig
+from sibra_dist.evaluation.embedding import embed_items, shared_out
 from sibra_dist.evaluation.findings import EachTile, Evaluation, Findings
 from sibra_dist.evaluation.ranking import NotANumberError, mask_, rank
 from sibra_dist.evaluation.truth import Truth
 from sibra_dist.models.base import Recommender
-
-ENCODE_TILE = 4096
 
 
 @torch.inference_mode()
@@ -60,8 +58,8 @@ def evaluate(
     truth, device = Truth.of(dataset, split, config.candidates), model.device
     num_candidates = len(truth.candidates)
     findings = Findings(dataset, truth.candidates, config.names if names is None else names, device, each, item_cutoffs)
-    embeddings = _encode_items(model, truth.candidates, hidden_items, ranks)
-    for rows in _shared_out(torch.arange(len(truth.users), device=dataset.device), config.user_tile, ranks):
+    embeddings = embed_items(model, truth.candidates, hidden_items, ranks)
+    for rows in shared_out(torch.arange(len(truth.users), device=dataset.device), config.user_tile, ranks):
         users, relevant, masked = truth.tile(rows)
         # Also of nobody: the others encode in this turn, and where tables are divided that takes all ranks.
         encoded = model.encode_users(users, hidden_users)
@@ -85,30 +83,6 @@ def evaluate(
             "items_without_modality": model.without_modality(items=True, hidden=hidden_items),
         }
     )
-
-
-def _encode_items(model: Recommender, items: Tensor, hidden: Hidden, ranks: tuple[int, int]) -> Tensor:
-    """Embeddings of items, [n, d]. Processes that know each other share the tiles out, and then all have all of them."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        ranks = (0, 1)
-    own = [model.encode_items(tile, hidden) for tile in _shared_out(items, ENCODE_TILE, ranks)]
-    if ranks[1] == 1:
-        return torch.cat(own)
-    tiles = items.split(ENCODE_TILE)
-    embeddings = own[0].new_empty(len(own) * ranks[1], len(tiles[0]), *own[0].shape[1:])
-    # A turn is one tile of each rank, of full length.
-    for turn, found in zip(embeddings.split(ranks[1]), own, strict=True):
-        padded = turn.new_zeros(turn.shape[1:])
-        padded[: len(found)] = found
-        torch.distributed.all_gather(list(turn.unbind()), padded)
-    return embeddings.flatten(0, 1)[: len(items)]
-
-
-def _shared_out(entities: Tensor, tile: int, ranks: tuple[int, int]) -> list[Tensor]:
-    """The tiles of this rank, which takes each `ranks[1]`-th; as many as the others', so the last may be empty."""
-    rank, world = ranks
-    tiles = entities.split(tile)
-    return [*tiles[rank::world], *[entities[:0]] * (-len(tiles) % world > world - 1 - rank)]
 
 
 def _tile(model: Recommender, users: Tensor, items: Tensor, masked: tuple[Tensor, Tensor], start: int, stop: int) -> Tensor:

@@ -57,7 +57,7 @@ class Random(Recommender):
         self._key = stream(config.seed)
         # A buffer, so that this model is on a device as the others are.
         self.register_buffer("key", torch.tensor(self._key), persistent=False)
-        self._num_items = dataset.items.count
+        self._num_items = dataset.items.known
 
     def encode_users(self, users: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
         """The users themselves, int64 [n, 1]."""

@@ -159,7 +159,7 @@ class ContentSide(nn.Module):
             raise ConfigError(f"model.{side}.content names a feature twice: name each once")
         require_modalities(config.encoders, names, f"model.{side}.encoders")
         self.modalities = (ID, *names)
-        self.embedding = id_embedding(entities.count, parent.embedding_size, parent.initial_deviation)
+        self.embedding = id_embedding(entities.known, parent.embedding_size, parent.initial_deviation)
         self.content: Concatenation | None = None
         present = presence(ID, entities)[:, None]
         if names:
@@ -177,7 +177,9 @@ class ContentSide(nn.Module):
         """What is needed of entities int64 [*] of which the modalities `seen`, bool [*, M], are there."""
         distinct = distinct_inputs(entities, seen)
         content = None if self.content is None else self.content.read(distinct.entities, distinct.seen[:, 1:], key)
-        return ContentRead(distinct, self.embedding.plan_lookup(distinct.entities), content)
+        # Newcomers have no id: what is looked up for them counts for nothing.
+        known = distinct.entities.clamp(max=self.embedding.rows - 1)
+        return ContentRead(distinct, self.embedding.plan_lookup(known), content)
 
     def forward(self, read: "ContentRead") -> Both:
         """Embed what was read."""

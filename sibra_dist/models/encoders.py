@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from zlib import crc32
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sibra_dist.data.batches import stream
@@ -30,7 +31,7 @@ class IdEncoder(Encoder):
         """Hold an embedding of each of `entities`."""
         super().__init__()
         inner = (*config.hidden_sizes, width)[0]
-        self.embedding = Table(entities.count, inner, lambda weight: weight.normal_(std=inner**-0.5))
+        self.embedding = Table(entities.known, inner, lambda weight: weight.normal_(std=inner**-0.5))
         self.layers = layers(config, width, activation=False)
 
     def read(
@@ -165,7 +166,12 @@ def build_encoder(
 
 
 def presence(name: str, entities: Entities) -> Tensor:
-    """Which entities have a modality: bool [count]. `interactions` and `id`: those with training interactions."""
-    if name in (INTERACTIONS, ID):
+    """Which entities have a modality: bool [count].
+
+    `interactions`: those with training interactions. `id`: those of them that the parameters know of.
+    """
+    if name == INTERACTIONS:
         return entities.histories.lengths() > 0
+    if name == ID:
+        return F.pad(entities.known_histories.lengths() > 0, (0, entities.newcomers))
     return entities.features[name].present

@@ -65,9 +65,9 @@ class MatrixFactorization(Recommender):
         """Build the model for a dataset, with torch's global generator."""
         super().__init__()
         self.config = config
-        self.user_embedding = id_embedding(dataset.users.count, config.embedding_size, config.initial_deviation)
-        self.item_embedding = id_embedding(dataset.items.count, config.embedding_size, config.initial_deviation)
-        self.item_bias = nn.Parameter(torch.zeros(dataset.items.count, 1)) if config.item_bias else None
+        self.user_embedding = id_embedding(dataset.users.known, config.embedding_size, config.initial_deviation)
+        self.item_embedding = id_embedding(dataset.items.known, config.embedding_size, config.initial_deviation)
+        self.item_bias = nn.Parameter(torch.zeros(dataset.items.known, 1)) if config.item_bias else None
         self.users_present = presence(ID, dataset.users)[:, None]
         self.items_present = presence(ID, dataset.items)[:, None]
 

@@ -57,10 +57,10 @@ class InteractionsEncoder(Encoder):
         config = config or EncoderConfig()
         self._histories = weigh(config.weighting, entities, other, f"{where}.weighting")
         inner = (*config.hidden_sizes, width)[0]
-        bound = weight_bound(config.initialization, other.count, inner)
-        self.table = Table(other.count, inner, lambda weight: weight.uniform_(-bound, bound))
+        bound = weight_bound(config.initialization, other.known, inner)
+        self.table = Table(other.known, inner, lambda weight: weight.uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(inner))
-        initialize_bias(self.bias, config.initialization, other.count)
+        initialize_bias(self.bias, config.initialization, other.known)
         self.layers = layers(config, width, activation=True)
         longest = int(self._histories.rows.lengths().max()) if entities.count else 0
         # A cap that no row reaches is none: whole rows are faster to read.

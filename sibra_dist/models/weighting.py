@@ -28,6 +28,8 @@ def weigh(weighting: Weighting, entities: Entities, other: Entities, where: str)
     - bm25: w / (w + k1 * (1 - b + b * length / mean length)) * log(1 + (N - n + 0.5) / (n + 0.5)), length the sum of a
       document's weights, k1 = 1.2, b = 0.75: Robertson and Zaragoza (2009), with Lucene's idf, which is never negative.
 
+    Newcomers are documents that are weighed by what the others show, and alter nothing of that.
+
     All but binary are then divided by their root mean square over all entries, so that a row of L entries has the squared
     length L on average, that of a 0/1 row: the same learning rate suits stars, play counts and any weighting.
 
@@ -49,39 +51,41 @@ def weigh(weighting: Weighting, entities: Entities, other: Entities, where: str)
         raise ConfigError(
             f"{where}: {weighting} needs weights from 0 on, and the dataset has {smallest:g}; choose raw or binary"
         )
-    values = _VALUES[weighting](weights, rows, transposed)
+    known = entities.known_histories
+    values = _VALUES[weighting](weights, rows, transposed, entities.known)
     # An average of squares of 0 means values of 0, which stay.
-    values = values / values.square().mean(dtype=torch.float64).sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+    average = values[: known.nnz].square().mean(dtype=torch.float64)
+    values = values / average.sqrt().clamp(min=torch.finfo(torch.float32).tiny)
     # By column, and by row within a column: that is the order of the transposed matrix.
-    return Histories(rows, transposed, values, values[rows.indices.sort(stable=True).indices])
+    return Histories(rows, transposed, values, values[known.indices.sort(stable=True).indices])
 
 
-def _raw(weights: Tensor, rows: Csr, transposed: Csr) -> Tensor:
+def _raw(weights: Tensor, rows: Csr, transposed: Csr, known: int) -> Tensor:
     return weights
 
 
-def _log(weights: Tensor, rows: Csr, transposed: Csr) -> Tensor:
+def _log(weights: Tensor, rows: Csr, transposed: Csr, known: int) -> Tensor:
     return weights.log1p()
 
 
-def _tf_idf(weights: Tensor, rows: Csr, transposed: Csr) -> Tensor:
-    documents, with_term = _documents(rows), transposed.lengths().double()
+def _tf_idf(weights: Tensor, rows: Csr, transposed: Csr, known: int) -> Tensor:
+    documents, with_term = _documents(rows, known), transposed.lengths().double()
     idf = 1 + torch.log((1 + documents) / (1 + with_term))
     return weights.sqrt() * idf.float()[rows.indices]
 
 
-def _bm25(weights: Tensor, rows: Csr, transposed: Csr) -> Tensor:
-    documents, with_term = _documents(rows), transposed.lengths().double()
+def _bm25(weights: Tensor, rows: Csr, transposed: Csr, known: int) -> Tensor:
+    documents, with_term = _documents(rows, known), transposed.lengths().double()
     idf = torch.log1p((documents - with_term + 0.5) / (with_term + 0.5))
     row = torch.repeat_interleave(rows.lengths())
     lengths = torch.bincount(row, weights.double(), minlength=rows.num_rows)
-    relative = lengths / (lengths.sum() / max(documents, 1)).clamp(min=torch.finfo(torch.float64).tiny)
+    relative = lengths / (lengths[:known].sum() / max(documents, 1)).clamp(min=torch.finfo(torch.float64).tiny)
     damping = SATURATION * (1 - LENGTH_DAMPING + LENGTH_DAMPING * relative)
     return weights / (weights + damping.float()[row]) * idf.float()[rows.indices]
 
 
-def _documents(rows: Csr) -> int:
-    return int((rows.lengths() > 0).sum())
+def _documents(rows: Csr, known: int) -> int:
+    return int((rows.lengths()[:known] > 0).sum())
 
 
-_VALUES: dict[str, Callable[[Tensor, Csr, Csr], Tensor]] = {"raw": _raw, "log": _log, "tf_idf": _tf_idf, "bm25": _bm25}
+_VALUES: dict[str, Callable[[Tensor, Csr, Csr, int], Tensor]] = {"raw": _raw, "log": _log, "tf_idf": _tf_idf, "bm25": _bm25}

@@ -7,7 +7,8 @@ import csv
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -67,13 +68,9 @@ def read_listing(file: str, columns: Sequence[str]) -> Listing:
     Raises:
         SourceError: it cannot be read, or lacks a column.
     """
-    try:
-        folder, _, name = Place.at(file).uri.rpartition("/")
-        content = Place(folder or "/").read(name)
-    except (OSError, DatasetError) as error:
-        raise SourceError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}. Check its name") from error
-    suffix = next((suffix for suffix in (*SEPARATORS, PARQUET) if name.lower().endswith(suffix)), None)
-    try:
+    content = content_of(file)
+    suffix = suffix_of(file, (*SEPARATORS, PARQUET))
+    with readable(file):
         if suffix is not None:
             read = _read_table(file, content, suffix, columns)
         elif len(columns) == 1:
@@ -81,10 +78,35 @@ def read_listing(file: str, columns: Sequence[str]) -> Listing:
             read = (pa.array([line for line in lines if line], pa.string()),)
         else:
             raise SourceError(f"{file} is no table with the columns {' and '.join(columns)}: give a .csv, .tsv or .parquet")
+    return Listing(file, hashlib.sha256(content).hexdigest(), read)
+
+
+def content_of(file: str) -> bytes:
+    """The content of a file, wherever it lies.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    try:
+        folder, _, name = Place.at(file).uri.rpartition("/")
+        return Place(folder or "/").read(name)
+    except (OSError, DatasetError) as error:
+        raise SourceError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}. Check its name") from error
+
+
+def suffix_of(file: str, known: Sequence[str]) -> str | None:
+    """Which of the known endings a file's name has; None: another."""
+    return next((suffix for suffix in known if file.lower().endswith(suffix)), None)
+
+
+@contextmanager
+def readable(file: str) -> Iterator[None]:
+    """Turn whatever is wrong with the content of a file into one error."""
+    try:
+        yield
     except (pa.ArrowException, ValueError) as error:
         said = " ".join(str(error).split())[:200].rstrip(".")
         raise SourceError(f"{file} cannot be read: {said}. Check that it is of the kind that its name says") from error
-    return Listing(file, hashlib.sha256(content).hexdigest(), read)
 
 
 def find_users(listing: Listing, known: pa.ChunkedArray) -> tuple[Entities, list[Rejected]]:

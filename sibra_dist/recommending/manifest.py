@@ -35,7 +35,13 @@ class Request(Config):
     """Name of the model's checkpoint; its digits at the end are those of one training."""
     k: int
     users: str
-    """`all`, or the SHA-256 of the file that lists them."""
+    """`all`, `new`, or the SHA-256 of the file that lists them."""
+    candidates: str = "all"
+    """`all` items, or the `new` ones."""
+    new_users: str = "none"
+    """`none`, or the SHA-256 of the table of users that the dataset does not have."""
+    new_items: str = "none"
+    """Likewise of items."""
     exclude: str
     """`seen`, `none`, or the SHA-256 of the file that lists them."""
     users_per_shard: int
@@ -54,7 +60,7 @@ class Recommended(Config):
     complete: bool = False
     """Whether every shard is there; before that none is listed."""
     users: int
-    """Those asked for that the dataset knows; some may have nothing left to recommend."""
+    """Those asked for that are known, new ones included; some may have nothing left to recommend."""
     rejected: dict[str, int]
     """Records of the given files that were not used, by reason; each is kept in `rejected.csv`."""
     rows: int = 0

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from sibra_dist import __version__
 from sibra_dist.data.dataset import Dataset, open_dataset, pairs_of
-from sibra_dist.data.manifest import Shard
+from sibra_dist.data.manifest import Shard, Side
 from sibra_dist.data.publish import write_shard, writing
 from sibra_dist.data.storage import Place
-from sibra_dist.errors import SibraError
+from sibra_dist.errors import ConfigError, SibraError
+from sibra_dist.evaluation.embedding import embed_items
 from sibra_dist.evaluation.ranking import NO_CANDIDATE, NotANumberError, Recommendations, mask_, rank
 from sibra_dist.models.base import Recommender
 from sibra_dist.recommending.folder import REMEDY, begin, finish
@@ -34,17 +35,17 @@ from sibra_dist.recommending.listings import (
     rejected_csv,
 )
 from sibra_dist.recommending.manifest import TABLE, USERS_PER_SHARD, Recommended, Request
+from sibra_dist.recommending.newcomers import join, read_tables, require_embeddings
 from sibra_dist.training.placement import pick_device
 from sibra_dist.training.ranks import Ranks
 from sibra_dist.training.run_folder import RunFolder
 
-ENCODE_TILE = 4096
-"""Items embedded at once."""
 USER_TILE = 256
 """Users ranked at once."""
 ITEM_TILE = 65536
 """Candidates scored at once."""
 SEEN, NONE = "seen", "none"
+ALL, NEW = "all", "new"
 SCHEMA = pa.schema([(USER, pa.string()), (ITEM, pa.string()), ("score", pa.float32()), ("rank", pa.int32())])
 
 Excluded = Callable[[Tensor], list[tuple[Tensor, Tensor]]]
@@ -56,19 +57,34 @@ class Asked:
     """What is asked for."""
 
     k: int = 100
-    users: str | None = None
-    """A file that lists them; by default all of the dataset."""
+    users: str = ALL
+    """`all`; `new`: those of `new_users`; or a file that lists some of either."""
     exclude: str = SEEN
-    """`seen`: what the dataset knows of a user, in any split; `none`; or a file of pairs."""
+    """`seen`: what is known of a user, in any split; `none`; or a file of pairs."""
+    candidates: str = ALL
+    """`all` items, or `new`: those of `new_items`."""
+    new_users: str | None = None
+    """A table of users that the dataset does not have; see `sibra_dist.recommending.newcomers`."""
+    new_items: str | None = None
+    """Likewise of items."""
     dataset: str | None = None
     """Folder of the dataset, where it is not the one the run names."""
     overwrite: bool = False
 
     def anywhere(self) -> "Asked":
         """The same, where the working folder is another: every path is absolute."""
-        users, dataset = (str(Place.at(path)) if path is not None else None for path in (self.users, self.dataset))
-        exclude = self.exclude if self.exclude in (SEEN, NONE) else str(Place.at(self.exclude))
-        return replace(self, users=users, exclude=exclude, dataset=dataset)
+
+        def absolute(path: str | None, *words: str) -> str | None:
+            return path if path is None or path in words else str(Place.at(path))
+
+        return replace(
+            self,
+            users=absolute(self.users, ALL, NEW) or ALL,
+            exclude=absolute(self.exclude, SEEN, NONE) or SEEN,
+            new_users=absolute(self.new_users),
+            new_items=absolute(self.new_items),
+            dataset=absolute(self.dataset),
+        )
 
 
 @dataclass(frozen=True)
@@ -78,12 +94,9 @@ class Ranking:
     model: Recommender
     users: Entities
     items: Entities
+    """Candidates, one index after the other"""
     excluded: Excluded
     k: int
-
-    def embed_items(self) -> Tensor:
-        """Embeddings [I, d] of all candidates."""
-        return torch.cat([self.model.encode_items(tile) for tile in self.items.indices.split(ENCODE_TILE)])
 
     def rank(self, start: int, stop: int, embeddings: Tensor) -> list[Recommendations]:
         """The best of the candidates for users start to stop, tile by tile."""
@@ -113,7 +126,8 @@ class Ranking:
         return pa.table(columns, schema=SCHEMA)
 
     def _rank_tile(self, users: Tensor, embedded: Tensor, embeddings: Tensor) -> Recommendations:
-        pairs = [(rows.to(embedded.device), items.to(embedded.device)) for rows, items in self.excluded(users)]
+        first = int(self.items.indices[0]) if len(self.items.indices) else 0
+        pairs = [(rows.to(embedded.device), items.to(embedded.device) - first) for rows, items in self.excluded(users)]
 
         def scores(start: int, stop: int) -> Tensor:
             tile = self.model.score(embedded, embeddings[start:stop])
@@ -146,17 +160,22 @@ def recommend(
     """
     ranks = Ranks.current()
     config = run.config()
-    dataset = open_dataset(asked.dataset or config.dataset)
-    users, whose, refused = _users(asked, dataset)
+    tables = read_tables(asked.new_users, asked.new_items)
+    _require_tables(asked)
+    dataset, refused = join(open_dataset(asked.dataset or config.dataset), tables)
+    users, whose, refused_users = _users(asked, dataset)
     excluded, what, refused_pairs = _excluded(asked, dataset)
-    refused += refused_pairs
+    refused += [*refused_users, *refused_pairs]
     model, name = run.load_named_best(dataset, device or pick_device(config.training.device), ranks)
+    require_embeddings(model, config.model.type, tables)
     request = Request(
         dataset=dataset.manifest.digest,
         checkpoint=name,
         k=asked.k,
         users=whose,
+        candidates=asked.candidates,
         exclude=what,
+        **{f"new_{side}": given.sha256 for side, given in tables.items()},
         users_per_shard=USERS_PER_SHARD,
         package_version=__version__,
     )
@@ -165,7 +184,7 @@ def recommend(
     rejected = rejected_csv(refused) if refused else None
     ranks.alone(lambda: shards.update(begin(to, plan, rejected, asked.overwrite)))
     shards = ranks.agree(shards)
-    items = Entities(dataset.ids("items"), torch.arange(dataset.items.count, device=dataset.device))
+    items = entities_of(dataset, "items", asked.candidates)
     _make(Ranking(model, users, items, excluded, asked.k), plan, shards, to, ranks, progress)
     done = plan
 
@@ -184,7 +203,7 @@ def _make(
     missing = [number for number in range(plan.num_shards) if number not in shards]
     if not missing:
         return
-    embeddings = ranking.embed_items()
+    embeddings = embed_items(ranking.model, ranking.items.indices, ranks=(ranks.rank, ranks.world))
     for turn in range(0, len(missing), ranks.world):
         progress(min((plan.num_shards - len(missing) + turn) * USERS_PER_SHARD, plan.users), plan.users)
         number = missing[turn + ranks.rank] if turn + ranks.rank < len(missing) else None
@@ -215,19 +234,37 @@ def _make_one(ranking: Ranking, number: int | None, embeddings: Tensor, to: Plac
 
 def _users(asked: Asked, dataset: Dataset) -> tuple[Entities, str, list[Rejected]]:
     """The users, what the request says of them, and what was not used of the file that lists them."""
-    known = dataset.ids("users")
-    if asked.users is None:
-        return Entities(known, torch.arange(dataset.users.count, device=dataset.device)), "all", []
+    if asked.users in (ALL, NEW):
+        return entities_of(dataset, "users", asked.users), asked.users, []
     listing = read_listing(asked.users, [USER])
-    users, refused = find_users(listing, known)
+    users, refused = find_users(listing, dataset.ids("users"))
     return users, listing.sha256, refused
+
+
+def seen_in(dataset: Dataset) -> Excluded:
+    """What is known of users, in any split."""
+    tested = partial(pairs_of, *dataset.held_out["test"])
+    return lambda users: [*dataset.masked("test", users), tested(users)]
+
+
+def entities_of(dataset: Dataset, side: Side, which: str) -> Entities:
+    """`all` users (or items), or the `new` ones."""
+    entities = dataset.users if side == "users" else dataset.items
+    first = entities.known if which == NEW else 0
+    return Entities(dataset.ids(side).slice(first), torch.arange(first, entities.count, device=dataset.device))
+
+
+def _require_tables(asked: Asked) -> None:
+    for option, wanted, table in (("users", asked.users, asked.new_users), ("candidates", asked.candidates, asked.new_items)):
+        if wanted == NEW and table is None:
+            side = "users" if option == "users" else "items"
+            raise ConfigError(f"--{option} new: there are no new {side}; give their table with --new-{side} TABLE")
 
 
 def _excluded(asked: Asked, dataset: Dataset) -> tuple[Excluded, str, list[Rejected]]:
     """What is not recommended, what the request says of it, and what was not used of the file that lists it."""
     if asked.exclude == SEEN:
-        tested = partial(pairs_of, *dataset.held_out["test"])
-        return lambda users: [*dataset.masked("test", users), tested(users)], SEEN, []
+        return seen_in(dataset), SEEN, []
     if asked.exclude == NONE:
         return lambda users: [], NONE, []
     listing = read_listing(asked.exclude, [USER, ITEM])

@@ -23,7 +23,7 @@ from sibra_dist.data.dataset import Dataset
 from sibra_dist.data.manifest import Manifest
 from sibra_dist.data.transfer import map_tensors
 from sibra_dist.data.user_batches import UserBatches
-from sibra_dist.evaluation.evaluate import ENCODE_TILE
+from sibra_dist.evaluation.embedding import ENCODE_TILE
 from sibra_dist.models import build_model
 from sibra_dist.models.base import Recommender
 from sibra_dist.models.exchange import rehearsed

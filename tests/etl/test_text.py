@@ -16,9 +16,9 @@ import pytest
 from numpy.typing import NDArray
 from pyspark.sql import DataFrame, SparkSession
 
+from sibra_dist.encoding.texts import QUIET, HashingConfig, SentenceTransformerConfig, TextEncoder, TfidfConfig, load_model
 from sibra_dist.errors import ConfigError, SourceError
-from sibra_dist.etl.feature_config import HashingConfig, SentenceTransformerConfig, TextEncoder, TfidfConfig
-from sibra_dist.etl.text import ENCODERS, QUIET, encode_text, load_model
+from sibra_dist.etl.text import ENCODERS, encode_text
 
 pytestmark = pytest.mark.spark
 

@@ -19,12 +19,14 @@ from sibra_dist.data.dataset import Dataset, open_dataset
 from sibra_dist.data.manifest import sha256_of
 from sibra_dist.data.storage import Place
 from sibra_dist.errors import DatasetError, SibraError, SourceError
+from sibra_dist.evaluation import embedding
 from sibra_dist.models.base import Recommender
 from sibra_dist.recommending import recommend as module
 from sibra_dist.recommending.manifest import MANIFEST, Recommended
 from sibra_dist.recommending.recommend import SCHEMA, Asked, recommend
 from sibra_dist.training.launch import train_here
 from sibra_dist.training.run_folder import RunFolder
+from tests.newcomers import told_again
 from tests.planted import write_planted
 from tests.training.conftest import SMALL, make_config
 
@@ -134,34 +136,45 @@ def test_tiles_change_no_byte(
     encode_tile: int,
 ) -> None:
     recommend(runs[name], Asked(9), Place.at(tmp_path / "expected"))
-    for constant, value in (("USER_TILE", user_tile), ("ITEM_TILE", item_tile), ("ENCODE_TILE", encode_tile)):
-        monkeypatch.setattr(module, constant, value)
+    monkeypatch.setattr(module, "USER_TILE", user_tile)
+    monkeypatch.setattr(module, "ITEM_TILE", item_tile)
+    monkeypatch.setattr(embedding, "ENCODE_TILE", encode_tile)
     recommend(runs[name], Asked(9), Place.at(tmp_path / "tiled"))
     assert files(tmp_path / "tiled") == files(tmp_path / "expected")
 
 
-def one_of(rank: int, world: int, meeting: str, run: str, to: str) -> None:
+def with_newcomers(run: RunFolder, folder: Path) -> Asked:
+    """A request with tables of new users and items; the items are several tiles for ranks to share out."""
+    dataset = open_dataset(run.config().dataset)
+    pq.write_table(told_again(dataset, "users", range(0, USERS, 7)), folder / "users.parquet")
+    pq.write_table(told_again(dataset, "items", range(0, ITEMS, 3)), folder / "items.parquet")
+    return Asked(9, new_users=str(folder / "users.parquet"), new_items=str(folder / "items.parquet"))
+
+
+def one_of(rank: int, world: int, meeting: str, run: str, asked: Asked, to: str) -> None:
     torch.set_num_threads(1)
-    module.USERS_PER_SHARD = PER_SHARD
+    module.USERS_PER_SHARD, embedding.ENCODE_TILE = PER_SHARD, 16
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
-    recommend(RunFolder(run), Asked(9), Place.at(to))
+    recommend(RunFolder(run), asked, Place.at(to))
     torch.distributed.destroy_process_group()
 
 
-def on_ranks(world: int, run: RunFolder, to: Path) -> None:
-    arguments = (world, str(to.with_suffix(f".{world}.meeting")), str(run.path), str(to))
+def on_ranks(world: int, run: RunFolder, asked: Asked, to: Path) -> None:
+    arguments = (world, str(to.with_suffix(f".{world}.meeting")), str(run.path), asked, str(to))
     torch.multiprocessing.start_processes(one_of, args=arguments, nprocs=world, start_method="spawn")
 
 
 @pytest.mark.slow
-def test_ranks_change_no_byte(runs: dict[str, RunFolder], tmp_path: Path) -> None:
-    """Nor do those that go on with what another number of them has begun, four shards being no multiple of three."""
-    recommend(runs["single_branch"], Asked(9), Place.at(tmp_path / "expected"))
-    on_ranks(2, runs["single_branch"], tmp_path / "two")
+def test_ranks_change_no_byte(runs: dict[str, RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do those that go on with what another number of them has begun, five shards being no multiple of three."""
+    monkeypatch.setattr(embedding, "ENCODE_TILE", 16)
+    asked = with_newcomers(runs["single_branch"], tmp_path)
+    recommend(runs["single_branch"], asked, Place.at(tmp_path / "expected"))
+    on_ranks(2, runs["single_branch"], asked, tmp_path / "two")
     assert files(tmp_path / "two") == files(tmp_path / "expected")
     shards = sorted((tmp_path / "two" / "recommendations").iterdir())
     shards[1].unlink()
-    on_ranks(3, runs["single_branch"], tmp_path / "two")
+    on_ranks(3, runs["single_branch"], asked, tmp_path / "two")
     assert files(tmp_path / "two") == files(tmp_path / "expected")
 
 
@@ -169,8 +182,9 @@ def test_ranks_change_no_byte(runs: dict[str, RunFolder], tmp_path: Path) -> Non
 def test_ranks_that_divide_the_tables_recommend_alike(runs: dict[str, RunFolder], tmp_path: Path) -> None:
     dataset = Path(runs["pop"].config().dataset)
     run = trained(tmp_path / "run", dataset, SMALL["model"], training__interaction_table="row_sharded")
-    recommend(run, Asked(9), Place.at(tmp_path / "expected"))
-    on_ranks(3, run, tmp_path / "three")
+    asked = with_newcomers(run, tmp_path)
+    recommend(run, asked, Place.at(tmp_path / "expected"))
+    on_ranks(3, run, asked, tmp_path / "three")
     expected, found = rows(tmp_path / "expected"), rows(tmp_path / "three")
     assert found == [{**row, "score": pytest.approx(row["score"], abs=1e-5)} for row in expected]
 

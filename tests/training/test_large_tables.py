@@ -17,7 +17,7 @@ import torch.multiprocessing
 from sibra_dist.config import validate, with_override
 from sibra_dist.data.dataset import open_dataset
 from sibra_dist.errors import TrainingStopped
-from sibra_dist.evaluation import evaluate
+from sibra_dist.evaluation import embedding
 from sibra_dist.models.tables import Table, tables_of
 from sibra_dist.training.checkpoint import published, read_description
 from sibra_dist.training.config import TrainConfig
@@ -148,7 +148,7 @@ def steps_of(values: dict[str, Any], folder: Path, after: Callable[[Trainer, int
 def train_all(rank: int, world: int, dataset: str, folder: str) -> None:
     """What each process does: every case in every mode."""
     torch.set_num_threads(1)
-    evaluate.ENCODE_TILE = 10  # so that there are more tiles of items than ranks
+    embedding.ENCODE_TILE = 10  # so that there are more tiles of items than ranks
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting-{world}", rank=rank, world_size=world)
     found = {
         (case, *mode): steps_of(configured(Path(dataset), case, *mode), Path(folder) / "none")._asdict()

@@ -13,7 +13,7 @@ import torch.multiprocessing
 from sibra_dist.config import validate
 from sibra_dist.data.dataset import open_dataset
 from sibra_dist.errors import TrainingError
-from sibra_dist.evaluation import evaluate, gap
+from sibra_dist.evaluation import embedding, gap
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run, read_evaluation
 from sibra_dist.training.loop import Trainer
@@ -28,7 +28,7 @@ from tests.training.conftest import make_config
 def train_one(rank: int, world: int, meeting: str, folder: str, plain: dict[str, Any]) -> None:
     """What each process does; rank 0 leaves its step losses in the run folder."""
     torch.set_num_threads(1)
-    evaluate.ENCODE_TILE = 16  # so that the ranks share out several tiles of items
+    embedding.ENCODE_TILE = 16  # so that the ranks share out several tiles of items
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
     config = validate(TrainConfig, plain, where="test")
     run, dataset = RunFolder(folder), open_dataset(config.dataset)
@@ -101,7 +101,7 @@ def test_the_same_model_has_the_same_metrics_on_any_number_of_ranks(
     run = RunFolder(tmp_path / "run")
     _, alone, _ = run_ranks(run.path, config, 1)
     users = (run.path / "evaluation/test/users.parquet").read_bytes()
-    monkeypatch.setattr(evaluate, "ENCODE_TILE", 16)
+    monkeypatch.setattr(embedding, "ENCODE_TILE", 16)
     judge_modalities(run)
     names = ("test/modalities.json", GAP, PLOT)
     modalities = [(run.path / "evaluation" / name).read_bytes() for name in names]
@@ -119,7 +119,7 @@ def test_the_same_model_has_the_same_metrics_on_any_number_of_ranks(
 
 def evaluate_one(rank: int, world: int, meeting: str, folder: str) -> None:
     torch.set_num_threads(1)
-    evaluate.ENCODE_TILE = 16  # so that the ranks share out several tiles of items
+    embedding.ENCODE_TILE = 16  # so that the ranks share out several tiles of items
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
     evaluate_run(RunFolder(folder), EvaluationRequest())
     gap.TILE = 8

@@ -1,4 +1,4 @@
-"""Encoding: values of features to codes and numbers, a shard at a time. Arrow and NumPy only; runs in Spark's workers.
+"""Encoding: values of features to codes and numbers, of a shard or of newcomers. Arrow and NumPy only; runs in Spark's workers.
 
 Every encoder takes the values of one feature and what was fitted for it, and null stays null: an absent feature. A kind is
 a line of `ENCODERS`.

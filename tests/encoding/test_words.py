@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from sibra_dist.etl.words import Floats, count_buckets, count_words, main_directions, project, split_words, weigh
+from sibra_dist.encoding.words import Floats, count_buckets, count_words, main_directions, project, split_words, weigh
 
 
 def hash_of(word: str) -> int:

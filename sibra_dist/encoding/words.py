@@ -1,4 +1,4 @@
-"""Words of texts, their weights and main directions, in numbers: what `text.py` has Spark's workers do. Arrow, NumPy, torch.
+"""Words of texts, their weights and main directions, in numbers: what `texts.py` encodes with. Arrow, NumPy, torch.
 
 A sparse matrix of texts by words is three arrays here: of each entry its row, ascending, its word and its value.
 """
