@@ -25,6 +25,7 @@ ROOMS = {
     "evaluation": ("models", "data"),
     "training": ("evaluation", "models", "losses", "data"),
     "recommending": ("training", "evaluation", "models", "data"),
+    "exporting": ("training", "evaluation", "models", "data"),
     "description": ("data",),
     "describe": ("description", "data"),
     "catalogue": ("models", "data"),
@@ -35,7 +36,7 @@ ROOMS = {
     "terminal": ("training", "data"),
     "cli": ("commands", "terminal"),
     "commands": (
-        *("terminal", "etl", "data", "training", "evaluation", "recommending", "comparison"),
+        *("terminal", "etl", "data", "training", "evaluation", "recommending", "exporting", "comparison"),
         *("describe", "report", "report_groups", "catalogue", "estimate"),
     ),
 }
@@ -81,7 +82,7 @@ def imported_within(name: str) -> list[str]:
 
 
 def test_every_room_has_modules_and_every_module_a_room() -> None:
-    for room in ("etl", "data", "models", "training", "evaluation", "comparison", "recommending"):
+    for room in ("etl", "data", "models", "training", "evaluation", "comparison", "recommending", "exporting"):
         assert [name for name in MODULES if name.startswith(f"{room}.")], f"{room} is empty"
     assert {name.split(".")[0] for name in MODULES if name} <= set(ROOMS)
 
@@ -110,7 +111,7 @@ def test_significance_needs_numpy_and_scipy_only() -> None:
     assert others == {"numpy", "scipy"}
 
 
-LOADED = ("data", "models", "evaluation", "training.loop", "recommending.recommend", "etl.config", "cli")
+LOADED = ("data", "models", "evaluation", "training.loop", "recommending.recommend", "exporting.export", "etl.config", "cli")
 
 
 @pytest.mark.parametrize("module", LOADED)
