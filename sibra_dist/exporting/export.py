@@ -145,8 +145,8 @@ def _require(model: Recommender, kind: str, asked: Asked) -> None:
         raise ConfigError(f"model {kind} has no embeddings and no towers: there is nothing to export of it")
     if asked.index and model.score_name is None:
         raise ConfigError(
-            f"model {kind} scores by a network, not by a dot product or cosine of embeddings, so no index finds its best items: "
-            "drop --index, or use `sibra-dist recommend`"
+            f"model {kind} scores by a network, not by a dot product or cosine of embeddings, so no index finds the "
+            "best items: drop --index, or use `sibra-dist recommend`"
         )
     if asked.towers and (model.tower(items=False) is None or model.tower(items=True) is None):
         raise ConfigError(f"model {kind} has no towers: drop --towers")

@@ -72,7 +72,7 @@ def write_file(place: Place, path: str, pieces: Iterable[bytes | memoryview]) ->
 
 
 def complete_side(place: Place, side: Side, shards: Sequence[Shard]) -> ExportedSide:
-    """Write what the shards of one side hold once more, as one array and as lines of ids, with one shard in memory at a time."""
+    """Write what the shards of one side hold once more, as one array and as lines of ids, a shard at a time."""
     count, header = sum(shard.rows for shard in shards), io.BytesIO()
     shape = (count, width_of(place, shards[0]))
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
@@ -80,7 +80,7 @@ def complete_side(place: Place, side: Side, shards: Sequence[Shard]) -> Exported
     def rows() -> Iterator[bytes | memoryview]:
         yield header.getvalue()
         for shard in shards:
-            yield memoryview(_embeddings(place, shard)).cast("B")
+            yield _embeddings(place, shard).data.cast("B")
 
     def lines() -> Iterator[bytes]:
         for shard in shards:

@@ -72,7 +72,7 @@ def write_index(
     assert index is not None
     found = torch.from_numpy(index.search(queries.numpy(), k)[1])
     return NeighbourIndex(
-        file=write_file(place, INDEX, [memoryview(faiss.serialize_index(index))]),
+        file=write_file(place, INDEX, [faiss.serialize_index(index).data]),
         library=f"faiss {faiss.__version__}",
         kind=f"HNSW{NEIGHBOURS},Flat",
         unit_length=score == "cosine",

@@ -46,7 +46,8 @@ class IdEncoder(Encoder):
 
     def given(self, *tensors: Tensor) -> Lookup:
         """See `Encoder`."""
-        return Lookup(*tensors)
+        (rows,) = tensors
+        return Lookup(rows)
 
     def encode(self, read: Lookup) -> Tensor:
         """See `Encoder`."""
