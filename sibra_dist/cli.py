@@ -14,7 +14,7 @@ import typer
 from rich.logging import RichHandler
 
 from sibra_dist import __version__
-from sibra_dist.commands import datasets, evaluation, models, recommendations, runs
+from sibra_dist.commands import datasets, evaluation, exports, models, recommendations, runs
 from sibra_dist.errors import SibraError, TrainingStopped
 from sibra_dist.terminal import console, errors
 
@@ -35,7 +35,7 @@ def version() -> None:
 for command in (
     *(datasets.fetch, datasets.prepare, datasets.synthesize, datasets.describe),
     *(runs.train, runs.tune, evaluation.evaluate, evaluation.gap, evaluation.compare, evaluation.report),
-    recommendations.recommend,
+    *(recommendations.recommend, exports.export),
     *(models.models, models.params, models.estimate),
     version,
 ):

@@ -26,6 +26,7 @@ ROOMS = {
     "evaluation": ("models", "data"),
     "training": ("evaluation", "models", "losses", "data"),
     "recommending": ("training", "evaluation", "models", "encoding", "data"),
+    "exporting": ("training", "evaluation", "models", "data"),
     "description": ("data",),
     "describe": ("description", "data"),
     "catalogue": ("models", "data"),
@@ -38,7 +39,7 @@ ROOMS = {
     "loaded": ("recommending", "training", "evaluation", "models", "data"),
     "cli": ("commands", "terminal"),
     "commands": (
-        *("terminal", "etl", "data", "training", "evaluation", "recommending", "comparison"),
+        *("terminal", "etl", "data", "training", "evaluation", "recommending", "exporting", "comparison"),
         *("describe", "report", "report_groups", "report_modalities", "catalogue", "estimate"),
     ),
 }
@@ -84,7 +85,7 @@ def imported_within(name: str) -> list[str]:
 
 
 def test_every_room_has_modules_and_every_module_a_room() -> None:
-    for room in ("encoding", "etl", "data", "models", "training", "evaluation", "comparison", "recommending"):
+    for room in ("encoding", "etl", "data", "models", "training", "evaluation", "comparison", "recommending", "exporting"):
         assert [name for name in MODULES if name.startswith(f"{room}.")], f"{room} is empty"
     assert {name.split(".")[0] for name in MODULES if name} <= set(ROOMS)
 
@@ -113,7 +114,7 @@ def test_significance_needs_numpy_and_scipy_only() -> None:
     assert others == {"numpy", "scipy"}
 
 
-LOADED = ("data", "models", "evaluation", "training.loop", "recommending.recommend", "etl.config", "cli")
+LOADED = ("data", "models", "evaluation", "training.loop", "recommending.recommend", "exporting.export", "etl.config", "cli")
 
 
 @pytest.mark.parametrize("module", LOADED)

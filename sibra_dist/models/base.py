@@ -15,9 +15,11 @@ from sibra_dist.data.transfer import to_device
 from sibra_dist.data.user_batches import AnyBatch
 from sibra_dist.models.branch import Branch
 from sibra_dist.models.linear import dots_with_own, unit_length
+from sibra_dist.models.towers import Tower
 from sibra_dist.phases import phase
 
 COSINE_FLOOR = 1e-6
+ScoreName = Literal["dot", "cosine"]
 
 
 class ModelConfig(Config):
@@ -57,6 +59,15 @@ class Recommender(nn.Module, ABC):
     def score(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores [U, I], logits, between embeddings [U, d] and [I, d]; here their dot products."""
         return users @ items.T
+
+    @property
+    def score_name(self) -> ScoreName | None:
+        """Which of `SCORES` its score is; None where it is no function of a dot product."""
+        return "dot"
+
+    def tower(self, items: bool) -> Tower | None:
+        """What embeds users (or items) of which everything is given and nothing looked up; None where that cannot be."""
+        return None
 
     def candidate_scores(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores [B, n], logits, of users [B, d] with candidates of their own [B, n, d]; they agree with `score`."""
@@ -125,9 +136,6 @@ class Score(NamedTuple):
     def candidates(self, users: Tensor, items: Tensor) -> Tensor:
         """Each user [B, d] with candidates of its own [B, n, d] -> [B, n]."""
         return self.finish(dots_with_own(self.prepare(users), self.prepare(items)))
-
-
-ScoreName = Literal["dot", "cosine"]
 
 
 def _same(values: Tensor) -> Tensor:

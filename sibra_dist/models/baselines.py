@@ -67,6 +67,11 @@ class Random(Recommender):
         """The items themselves, int64 [n, 1]."""
         return items[:, None]
 
+    @property
+    def score_name(self) -> None:
+        """None: there are no embeddings."""
+        return None
+
     def score(self, users: Tensor, items: Tensor) -> Tensor:
         """Random numbers [U, I] in [0, 1)."""
         return uniform(self._key, users * self._num_items + items.T).double().div(2.0**62).float()

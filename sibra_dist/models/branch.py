@@ -58,11 +58,11 @@ class Branch(nn.Module):
                 layers.append(nn.ReLU())
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, inputs: Tensor, names: Tensor, noise_key: int | None) -> Tensor:
+    def forward(self, inputs: Tensor, names: Tensor | None = None, noise_key: int | None = None) -> Tensor:
         """Apply to inputs [n, h]; dropout only where a key is given, by the rows' names int64 [n]."""
         if self._normalize:
             inputs = unit_length(inputs)
-        if noise_key is not None and self._dropout > 0:
+        if names is not None and noise_key is not None and self._dropout > 0:
             inputs = named_dropout(inputs, self._dropout, noise_key, names)
         outputs: Tensor = self.layers(inputs)
         return outputs

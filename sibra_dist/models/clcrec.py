@@ -43,6 +43,7 @@ from sibra_dist.models.factorization import id_embedding
 from sibra_dist.models.linear import unit_length
 from sibra_dist.models.side import ModalitiesConfig, SideEncoders, SideName, require_modalities
 from sibra_dist.models.tables import Lookup
+from sibra_dist.models.towers import ContentTower, Tower
 
 
 class ContentContrastConfig(Config):
@@ -249,6 +250,11 @@ class CLCRec(Recommender):
         """See `Recommender`."""
         both: Both = self.items(to_device(self.items.read(items, self.items.seen(items, hidden)), self.device))
         return both.embedding()
+
+    def tower(self, items: bool) -> Tower:
+        """See `Recommender`."""
+        side = self.items if items else self.users
+        return ContentTower(side.embedding, side.content)
 
     def sampling(self) -> tuple[ModalitySampling, ModalitySampling]:
         """All that is there: whether an id is replaced in the score is drawn in `forward`, as the contrast reads it still."""

@@ -24,6 +24,7 @@ from sibra_dist.models.concatenation import Concatenation, ConcatenationRead, Ne
 from sibra_dist.models.encoder import EncoderConfig
 from sibra_dist.models.encoders import INTERACTIONS
 from sibra_dist.models.side import ModalitiesConfig, Probability, SideEncoders, SideName, require_modalities
+from sibra_dist.models.towers import ConcatenationTower, Tower
 
 DROPOUT = 0.5
 
@@ -77,6 +78,10 @@ class DropoutNet(Recommender):
         """See `Recommender`."""
         embedded: Tensor = self.items(to_device(self.items.read(items, self.items.encoders.seen(items, hidden)), self.device))
         return embedded
+
+    def tower(self, items: bool) -> Tower:
+        """See `Recommender`."""
+        return ConcatenationTower(self.items if items else self.users)
 
     def sampling(self) -> tuple[ModalitySampling, ModalitySampling]:
         """See `Recommender`."""

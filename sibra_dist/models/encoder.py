@@ -8,8 +8,9 @@ shapes are known by then, so nothing in it waits for the device.
 
 from abc import ABC, abstractmethod
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -40,6 +41,27 @@ class EncoderConfig(Config):
     that of all is its expected value. Evaluation reads all. For interactions only."""
 
 
+class Input(NamedTuple):
+    """A tensor that tells one modality of n entities, where that is given and not looked up in a dataset."""
+
+    suffix: str
+    """What follows the modality's name in the tensor's; empty where one tensor tells all."""
+    dtype: torch.dtype
+    shape: tuple[str | int, ...]
+    """`n`: entities; `entries`: those of the lists of all entities."""
+    meaning: str
+    bound: int | None = None
+    """Values are whole numbers from 0 to below this; None: any number."""
+
+
+def list_inputs(bound: int, what: str) -> tuple[Input, Input]:
+    """The tensors that tell a list of numbers of each entity."""
+    return (
+        Input(".indices", torch.int64, ("entries",), f"{what}, the lists of all entities end to end", bound),
+        Input(".offsets", torch.int64, ("n",), "where the list of each entity starts, in .indices"),
+    )
+
+
 class Encoder(nn.Module, ABC):
     """Encodes one modality of one side.
 
@@ -59,6 +81,14 @@ class Encoder(nn.Module, ABC):
                 interactions read it, and `shown`.
             shown: the interactions that the step shows; None: all.
         """
+
+    @abstractmethod
+    def inputs(self) -> tuple[Input, ...]:
+        """The tensors that tell the modality of entities that need not be in the dataset."""
+
+    @abstractmethod
+    def given(self, *tensors: Tensor) -> Any:
+        """What `read` gives in evaluation, of entities of which the tensors that `inputs` names tell."""
 
     @abstractmethod
     def encode(self, read: Any) -> Tensor:

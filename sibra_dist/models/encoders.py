@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from zlib import crc32
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,7 +12,7 @@ from sibra_dist.data.dataset import Csr, Entities, Feature
 from sibra_dist.data.user_batches import Shown
 from sibra_dist.errors import ConfigError, nearest
 from sibra_dist.models.branch import named_dropout
-from sibra_dist.models.encoder import Encoder, EncoderConfig, layers, linear
+from sibra_dist.models.encoder import Encoder, EncoderConfig, Input, layers, linear, list_inputs
 from sibra_dist.models.histories import Bags, Entries, bag_sum, plan_gradient
 from sibra_dist.models.interactions import InteractionsEncoder
 from sibra_dist.models.tables import Lookup, Table
@@ -40,6 +41,15 @@ class IdEncoder(Encoder):
         """See `Encoder`."""
         return self.embedding.plan_lookup(entities)
 
+    def inputs(self) -> tuple[Input, ...]:
+        """See `Encoder`."""
+        return (id_input(self.embedding),)
+
+    def given(self, *tensors: Tensor) -> Lookup:
+        """See `Encoder`."""
+        (rows,) = tensors
+        return Lookup(rows)
+
     def encode(self, read: Lookup) -> Tensor:
         """See `Encoder`."""
         encoded: Tensor = self.layers(self.embedding.lookup(read))
@@ -62,6 +72,15 @@ class CategoryEncoder(Encoder):
     ) -> Tensor:
         """See `Encoder`."""
         return self._codes[entities]
+
+    def inputs(self) -> tuple[Input, ...]:
+        """See `Encoder`."""
+        return (Input("", torch.int64, ("n",), "code of the category", self.embedding.num_embeddings),)
+
+    def given(self, *tensors: Tensor) -> Tensor:
+        """See `Encoder`."""
+        (codes,) = tensors
+        return codes
 
     def encode(self, read: Tensor) -> Tensor:
         """See `Encoder`."""
@@ -86,6 +105,14 @@ class TagsEncoder(Encoder):
         """See `Encoder`."""
         entries = Entries(*self._tags.gather(entities))
         return Bags(entries, None if key is None else plan_gradient(entries))
+
+    def inputs(self) -> tuple[Input, ...]:
+        """See `Encoder`."""
+        return list_inputs(self.embedding.num_embeddings, "codes of the tags")
+
+    def given(self, *tensors: Tensor) -> Bags:
+        """See `Encoder`."""
+        return Bags(Entries(*tensors))
 
     def encode(self, read: Bags) -> Tensor:
         """See `Encoder`."""
@@ -114,6 +141,15 @@ class DenseEncoder(Encoder):
         if key is not None and self._dropout > 0:
             inputs = named_dropout(inputs, self._dropout, stream(key, self._stream), entities)
         return inputs
+
+    def inputs(self) -> tuple[Input, ...]:
+        """See `Encoder`."""
+        return (Input("", torch.float32, ("n", self.linear.in_features), "the numbers, as the dataset has them"),)
+
+    def given(self, *tensors: Tensor) -> Tensor:
+        """See `Encoder`."""
+        (numbers,) = tensors
+        return numbers
 
     def encode(self, read: Tensor) -> Tensor:
         """See `Encoder`."""
@@ -163,6 +199,11 @@ def build_encoder(
     if name == ID:
         return IdEncoder(entities, width, config)
     return ENCODERS[kind](entities.features[name], width, config)
+
+
+def id_input(table: Table) -> Input:
+    """The tensor that tells whose rows of a table are looked up."""
+    return Input("", torch.int64, ("n",), "number of the entity: its row in embeddings.npy", table.rows)
 
 
 def presence(name: str, entities: Entities) -> Tensor:

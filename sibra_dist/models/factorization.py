@@ -23,6 +23,7 @@ from sibra_dist.data.user_batches import AnyBatch
 from sibra_dist.models.base import ModelConfig, Recommender, StepOutput
 from sibra_dist.models.encoders import ID, presence
 from sibra_dist.models.tables import Lookup, Table
+from sibra_dist.models.towers import IdTower, Tower
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -116,6 +117,12 @@ class MatrixFactorization(Recommender):
         if self.item_bias is not None:
             embedded = torch.cat([embedded, F.embedding(items, self.item_bias)], dim=1)
         return embedded * seen
+
+    def tower(self, items: bool) -> Tower:
+        """See `Recommender`."""
+        if items:
+            return IdTower(self.item_embedding, self.item_bias)
+        return IdTower(self.user_embedding, None if self.item_bias is None else 1.0)
 
     def sampling(self) -> tuple[ModalitySampling, ModalitySampling]:
         """See `Recommender`."""

@@ -187,6 +187,8 @@ def bag_sum(table: Tensor, entries: Entries, plan: GradientPlan | None = None, *
     The gradient with respect to `table` is summed as `plan` says; without one it is planned in the backward pass. If it is to
     be `sparse` it has the plan's distinct rows alone, ascending, as a coalesced sparse tensor.
     """
+    if not torch.is_grad_enabled():
+        return _sums(table, entries)
     sums: Tensor = _BagSum.apply(table, entries, plan, sparse)  # type: ignore[no-untyped-call]
     return sums
 
@@ -215,13 +217,15 @@ class _BagSum(torch.autograd.Function):
 
 def _sums(table: Tensor, entries: Entries) -> Tensor:
     columns, starts, values = entries
-    if columns.numel() == 0:
-        return table.new_zeros(starts.numel(), table.shape[1])
     values, starts = None if values is None else values.to(table.dtype), starts.to(columns.dtype)
 
     def summed(part: Tensor) -> Tensor:
         return F.embedding_bag(columns, part, starts, mode="sum", per_sample_weights=values)
 
+    if torch.compiler.is_exporting():  # for any number of entries
+        return summed(table)
+    if columns.numel() == 0:
+        return table.new_zeros(starts.numel(), table.shape[1])
     if table.device.type == "cpu" and table.nbytes >= UNCACHED_BYTES and columns.numel() >= READ_AGAIN * len(table):
         return torch.cat([summed(part.contiguous()) for part in table.split(CACHED_WIDTH, dim=1)], dim=1)
     return summed(table)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from sibra_dist.data.batches import SHOWN, stream
 from sibra_dist.data.dataset import Entities
 from sibra_dist.data.user_batches import Shown
-from sibra_dist.models.encoder import Encoder, EncoderConfig, layers
-from sibra_dist.models.histories import Bags, Whole
+from sibra_dist.models.encoder import Encoder, EncoderConfig, Input, layers, list_inputs
+from sibra_dist.models.histories import Bags, Entries, Whole
 from sibra_dist.models.linear import initialize_bias, weight_bound
 from sibra_dist.models.tables import Lookup, Table
 from sibra_dist.models.weighting import weigh
@@ -91,6 +91,17 @@ class InteractionsEncoder(Encoder):
             values = values[self._histories.find(entities[rows], columns)]
         left_out = LeftOut(inverse, rows, self.table.plan_lookup(columns), values)
         return InteractionsRead(self._read_whole(distinct, key), left_out=left_out)
+
+    def inputs(self) -> tuple[Input, ...]:
+        """See `Encoder`."""
+        lists = list_inputs(self.table.rows, "numbers of those interacted with: their rows in the other side's embeddings.npy")
+        if self._histories.values is None:
+            return lists
+        return (*lists, Input(".values", torch.float32, ("entries",), "what each entry counts, weighted as the dataset's are"))
+
+    def given(self, *tensors: Tensor) -> InteractionsRead:
+        """See `Encoder`."""
+        return InteractionsRead(Bags(Entries(*tensors)))
 
     def encode(self, read: InteractionsRead) -> Tensor:
         """See `Encoder`."""

@@ -70,6 +70,11 @@ class NeuMF(Towers):
         users, items = self.embed(batch, read)
         return StepOutput(self.batch_scores(users.embedding, items.embedding), self.contrasts(users, items, batch))
 
+    @property
+    def score_name(self) -> None:
+        """None: a network scores."""
+        return None
+
     def candidate_scores(self, users: Tensor, items: Tensor) -> Tensor:
         """See `Recommender`."""
         user_gmf, user_mlp = users.split(self._sizes, dim=-1)

@@ -38,6 +38,7 @@ from sibra_dist.models.side import (
     require_modalities,
     views,
 )
+from sibra_dist.models.towers import BranchTower, Tower
 
 
 class ContrastConfig(Config):
@@ -203,13 +204,16 @@ class Towers(Recommender):
 
     def encode_users(self, users: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
         """See `Recommender`."""
-        branch = self.branch if self.config.share_branch else self.user_branch
-        return _encode(self.users, branch, self.config.users.aggregation, users, hidden)
+        return _encode(self.users, self._branch(items=False), self.config.users.aggregation, users, hidden)
 
     def encode_items(self, items: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
         """See `Recommender`."""
-        branch = self.branch if self.config.share_branch else self.item_branch
-        return _encode(self.items, branch, self.config.items.aggregation, items, hidden)
+        return _encode(self.items, self._branch(items=True), self.config.items.aggregation, items, hidden)
+
+    def tower(self, items: bool) -> Tower:
+        """See `Recommender`."""
+        config = self.config.items if items else self.config.users
+        return BranchTower(self.items if items else self.users, self._branch(items), config.aggregation)
 
     def sampling(self) -> tuple[ModalitySampling, ModalitySampling]:
         """See `Recommender`."""
@@ -222,6 +226,11 @@ class Towers(Recommender):
     def seen(self, items: bool, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
         """See `Recommender`."""
         return (self.items if items else self.users).seen_of_all(hidden)
+
+    def _branch(self, items: bool) -> Branch:
+        if self.config.share_branch:
+            return self.branch
+        return self.item_branch if items else self.user_branch
 
 
 class SingleBranch(Towers):
@@ -238,6 +247,11 @@ class SingleBranch(Towers):
         """Scores, and the contrastive losses "users.info_nce" and "items.info_nce" where they are wanted."""
         users, items = self.embed(batch, read)
         return StepOutput(self.batch_scores(users.embedding, items.embedding), self.contrasts(users, items, batch))
+
+    @property
+    def score_name(self) -> ScoreName:
+        """See `Recommender`."""
+        return self.config.score
 
     def score(self, users: Tensor, items: Tensor) -> Tensor:
         """See `Recommender`."""
