@@ -125,7 +125,7 @@ def evaluation_table(result: dict[str, Any]) -> Group:
         table.add_row(name, *(values.get(cutoff, "") for cutoff in cutoffs))
     counts = result["counts"]
     hidden = f", without {', '.join(result['hidden'])}" if result["hidden"] else ""
-    ranked = " (all items)" if _ranks_all(result) else ""
+    ranked = " (all items)" if result.get("candidates") == "all" else ""
     notes = [f"{result['split']} split{hidden}: {counts['users']:,} users, {counts['candidates']:,} candidates each{ranked}"]
     notes += [
         f"{counts[key]:,} {key.replace('_', ' ')}" for key in counts if key not in ("users", "candidates") and counts[key]
@@ -152,17 +152,13 @@ def comparison_table(runs: Sequence[str | Path]) -> Table:
     table = Table(Column("test split", no_wrap=True), *columns, box=None, pad_edge=False)
     if any(result["hidden"] for result in results.values()):
         table.add_row("without", *(", ".join(result["hidden"]) or "-" for result in results.values()))
-    if any(_ranks_all(result) for result in results.values()):
-        table.add_row("candidates", *("all items" if _ranks_all(result) else "split" for result in results.values()))
+    ranked = ["all items" if result.get("candidates") == "all" else "split" for result in results.values()]
+    if "all items" in ranked:
+        table.add_row("candidates", *ranked)
     for name in [name for name in COMPARED if name in found] or found:
         values = [result["metrics"].get(f"test/{name}") for result in results.values()]
         table.add_row(name, *("-" if value is None else f"{value:.4f}" for value in values))
     return table
-
-
-def _ranks_all(result: dict[str, Any]) -> bool:
-    """Whether a result, which one of an earlier version does not tell, is of all items whatever the protocol."""
-    return result.get("candidates") == "all"
 
 
 def trials_table(trials: Sequence[dict[str, Any]], config: TrainConfig) -> Table:

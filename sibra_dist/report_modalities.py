@@ -9,7 +9,7 @@ from rich.text import Text
 
 from sibra_dist.report_groups import at_one_cutoff
 
-ABREAST = 4
+ABREAST = 3
 """Metrics with their differences in a table, which 120 columns hold."""
 
 

@@ -32,11 +32,11 @@ def test_modalities_at_cutoff_10_with_differences_in_as_many_tables_as_it_takes(
         "differences are to the first row"
     )
     heading = ["modalities", "left", "with", "none"]
-    assert lines[2] == [*heading, *(word for name in ("ndcg", "recall", "map", "mrr") for word in (f"{name}@10", "differs"))]
-    assert lines[3] == ["all", "3", "users,", "1,500", "items", *["0.5000"] * 4]
-    assert lines[4] == ["without", "users.club", "3", "users", *["0.2500", "-0.2500"] * 4]
-    assert lines[5] == ["only", "items.cover", "1,500", "items", *["0.7500", "+0.2500"] * 4]
-    assert lines[7] == [*heading, "f1@10", "differs"]
+    assert lines[2] == [*heading, *(word for name in ("ndcg", "recall", "map") for word in (f"{name}@10", "differs"))]
+    assert lines[3] == ["all", "3", "users,", "1,500", "items", *["0.5000"] * 3]
+    assert lines[4] == ["without", "users.club", "3", "users", *["0.2500", "-0.2500"] * 3]
+    assert lines[5] == ["only", "items.cover", "1,500", "items", *["0.7500", "+0.2500"] * 3]
+    assert lines[7] == [*heading, "mrr@10", "differs", "f1@10", "differs"]
     assert len(lines) == 11
 
 

@@ -115,8 +115,8 @@ class Placed(Sums):
             columns = slice(at, at + TILE)
             scores = queries @ second[columns].double().T
             there, back = (lower, lower.T) if at == start else (0.5 * (at < start), 0.5 * (at > start))
-            self.ahead[0, rows] += (scores > own[rows, None] - there).sum(1)
-            self.ahead[1, columns] += (scores > own[columns] - back).sum(0)
+            self.ahead[0, rows] += (scores > own[rows, None] - there).sum(1, dtype=torch.int32)
+            self.ahead[1, columns] += (scores > own[columns] - back).sum(0, dtype=torch.int32)
 
     def compute(self) -> Tensor:
         """Int64 [2, n]: of the second modality's candidates for the first's embedding, and the other way round."""
