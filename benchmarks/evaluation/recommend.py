@@ -1,7 +1,7 @@
 """`sibra-dist recommend` for a million users and 200,000 items: memory, and the same files after a kill.
 
-The model is a matrix factorization of 64 dimensions that was trained for one epoch on few interactions: what it recommends is of
-no use, and costs as much as what is.
+The model is a matrix factorization of 64 dimensions that was trained for one epoch on few interactions: what it recommends
+is of no use, and costs as much as what is.
 """
 
 import hashlib
