@@ -2,7 +2,7 @@
 
     python -m benchmarks.evaluation.ours --result FILE WHAT TASK USERS
 
-WHAT is `six`, the metrics that all have; `ten`; or `lists`, which is the best items alone.
+WHAT is `six`, the metrics that all have; `ten`; `auc`, which is added to the six; or `lists`, which is the best items alone.
 """
 
 from functools import partial
@@ -19,8 +19,8 @@ from sibra_dist.evaluation.config import EvaluationConfig
 from sibra_dist.evaluation.metrics import OVER_ALL_CANDIDATES, UserAverages, at_cutoffs
 from sibra_dist.evaluation.ranking import hits, rank
 
-METRICS = {"six": ("ndcg", "recall", "precision", "hit_rate", "mrr", "map")}
-METRICS["ten"] = (*METRICS["six"], "f1", "epc", "efd", "auc")
+SIX = ("ndcg", "recall", "precision", "hit_rate", "mrr", "map")
+METRICS: dict[str, tuple[str, ...]] = {"six": SIX, "ten": (*SIX, "f1", "epc", "efd", "aplt"), "auc": (*SIX, "auc")}
 ITEM_TILE = EvaluationConfig().item_tile
 
 
@@ -45,7 +45,8 @@ def evaluate(task: Task, names: tuple[str, ...]) -> tuple[Clock, dict[str, dict[
             lists = rank(partial(_tile, scores), len(items), LONGEST, ITEM_TILE)
         averages.update(hits(lists.items, relevant, len(items)), lengths, lists.items, catalog, comparisons)
         if rows.stop in (FEW, SOME, len(users)):
-            found[str(rows.stop)] = averages.compute()
+            computed = averages.compute()
+            found[str(rows.stop)] = {name: computed[name] for name in averages.metrics}
     return clock, found
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.evaluation.peers.run_recbole --result FILE WHAT TASK USERS
 
-WHAT is `six` or `ten` metrics; it has seven that tell of accuracy. Runs in RecBole's environment.
+WHAT is `six` metrics, or `auc` beside them, of which RecBole weights the users by what is relevant to them. Runs in RecBole's environment.
 """
 
 import torch
@@ -13,7 +13,7 @@ from benchmarks.contender import tell
 from benchmarks.evaluation.task import CUTOFFS, Clock, Task, parse, told
 
 SIX = {"NDCG": "ndcg", "Recall": "recall", "Precision": "precision", "Hit": "hit_rate", "MRR": "mrr", "MAP": "map"}
-METRICS = {"six": tuple(SIX), "ten": (*SIX, "GAUC")}
+METRICS = {"six": tuple(SIX), "auc": (*SIX, "GAUC")}
 
 
 def run(task: Task, config: Config) -> tuple[Clock, dict[str, float]]:
