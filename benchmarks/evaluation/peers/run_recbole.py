@@ -2,7 +2,8 @@
 
     python -m benchmarks.evaluation.peers.run_recbole --result FILE WHAT TASK USERS
 
-WHAT is `six` metrics, or `auc` beside them, of which RecBole weights the users by what is relevant to them. Runs in RecBole's environment.
+WHAT is `six` metrics, or `auc` beside them, for which RecBole weights users by how much is relevant to them. Runs in RecBole's
+environment.
 """
 
 import torch
