@@ -22,7 +22,7 @@ DRAWN = 400
 """Items of which the best are relevant to a user."""
 TILE = 256
 """Users ranked at once."""
-FEW, SOME = 2 * TILE, 20 * TILE
+FEW, SOME = TILE, 20 * TILE
 """Users of contenders that take long."""
 SEED = 0
 
