@@ -61,13 +61,16 @@ def test_a_task_is_drawn_once_and_its_tiles_hold_all_of_it(file: Path) -> None:
     assert len(whole.first(7).relevant) == whole.offsets[7]
 
 
-def test_ours_and_torchmetrics_agree_but_for_map(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ours_and_torchmetrics_agree_but_for_what_they_define_otherwise(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mine = outcome(ours, "auc", file, tmp_path, monkeypatch)
     its = outcome(run_torchmetrics, "auc", file, tmp_path, monkeypatch)
     rows = differences({"contenders": [kept("ours", mine), kept("torchmetrics", its)]})
     apart = {row["metric"]: row["most"] for row in rows if row["name"] == "torchmetrics"}
     assert len(apart) == 7
     assert apart.pop("map") > 0.1
+    assert 1e-5 < apart.pop("auc") < 0.01, "its sigmoid makes some scores equal"
     assert max(apart.values()) < 1e-5
     assert 0.01 < mine["metrics"]["ndcg@10"] < 0.99, "of a task in which nothing or all is found nothing can be learned"
     assert mine["users"] == its["users"] == USERS

@@ -17,6 +17,7 @@ DIFFERENT = {
     ("ranx", "map"): "divides by the number of relevant items, ours by the smaller of it and the cutoff",
     ("ranx, by name", "map"): "likewise",
     ("torchmetrics", "map"): "divides by the number of hits among the first k, and takes no score below 0 for a hit",
+    ("torchmetrics", "auc"): "puts scores through a sigmoid first, in float32, where the highest become equal",
 }
 """Where a peer's definition is another one."""
 
