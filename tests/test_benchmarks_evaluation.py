@@ -61,9 +61,7 @@ def test_a_task_is_drawn_once_and_its_tiles_hold_all_of_it(file: Path) -> None:
     assert len(whole.first(7).relevant) == whole.offsets[7]
 
 
-def test_ours_and_torchmetrics_agree_but_for_what_they_define_otherwise(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ours_and_torchmetrics_agree_where_definitions_do(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = outcome(ours, "auc", file, tmp_path, monkeypatch)
     its = outcome(run_torchmetrics, "auc", file, tmp_path, monkeypatch)
     rows = differences({"contenders": [kept("ours", mine), kept("torchmetrics", its)]})
