@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks import environments
+from benchmarks.bench import Contender, Ledger, Part, Ratio, machine, measure
+from benchmarks.environments import Environment, interpreter
 from benchmarks.experiment import Laboratory
-from benchmarks.training import dense_training, environments, ours, pace, parts, quality
-from benchmarks.training.__main__ import machine
-from benchmarks.training.bench import Contender, Ledger, Part, Ratio, measure
+from benchmarks.training import dense_training, ours, pace, parts, quality
 from benchmarks.training.dense import DenseBatch, DenseSibrar
 from benchmarks.training.dense_training import Pairs, inputs_of
-from benchmarks.training.environments import Environment, interpreter
 from benchmarks.training.parts import PARTS, Workshop
 from benchmarks.training.report import markdown
 from sibra_dist.config import load_config

@@ -10,19 +10,11 @@ made or measured again, so an interrupted benchmark goes on. `--record` writes a
 
 import argparse
 import json
-import os
-import platform
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-import torch
-
-import sibra_dist
-from benchmarks.training.bench import Ledger, measure
+from benchmarks.bench import Ledger, machine, measure, record
 from benchmarks.training.parts import PARTS, Workshop
 from benchmarks.training.report import markdown
-from sibra_dist.data.storage import write_atomically
 
 RECORDED = Path(__file__).parent / "results.json"
 
@@ -53,25 +45,8 @@ def main() -> None:
         measure(name, part, ledger, shop.work)
         ledger.conclude(name, part, machine())
     if arguments.record:
-        # Without the place of the work folder, which is this machine's alone.
-        text = json.dumps(ledger.parts, indent=1).replace(f"{shop.work}/", "")
-        write_atomically(RECORDED, text.encode() + b"\n")
-        write_atomically(RECORDED.with_suffix(".md"), markdown(ledger.parts).encode())
+        record(ledger, markdown(ledger.parts), RECORDED, shop.work)
     print(markdown({name: ledger.parts[name] for name in arguments.only}))
-
-
-def machine() -> dict[str, Any]:
-    """What figures depend on."""
-    models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "processor": models[0] if models else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "load": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "sibra-dist": sibra_dist.__version__,
-    }
 
 
 if __name__ == "__main__":

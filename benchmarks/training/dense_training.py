@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
+from benchmarks.contender import contender, tell
 from benchmarks.training.dense import UNUSED, DenseBatch, DenseSibrar, Inputs, Matrix
-from benchmarks.training.pace import Pace, contender, tell
+from benchmarks.training.pace import Pace
 from sibra_dist.config import load_config
 from sibra_dist.data.dataset import Csr, open_dataset
 from sibra_dist.data.dataset import Dataset as Prepared

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.training.pace import Pace, contender, tell
+from benchmarks.contender import contender, tell
+from benchmarks.training.pace import Pace
 from sibra_dist.config import load_config
 from sibra_dist.data.dataset import open_dataset
 from sibra_dist.errors import TrainingStopped

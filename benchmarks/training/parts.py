@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.bench import MEMORY, Contender, Part, Ratio
+from benchmarks.environments import ENVIRONMENTS, interpreter
 from benchmarks.experiment import Laboratory
 from benchmarks.measure import sibra_dist
-from benchmarks.training.bench import MEMORY, RATE, Contender, Part, Ratio
-from benchmarks.training.environments import ENVIRONMENTS, interpreter
 from sibra_dist.data.dataset import open_dataset
 
+RATE = "positives_per_second"
 BATCHES = (256, 1024, 8192)
 OURS = ("-m", "benchmarks.training.ours")
 DENSE = ("-m", "benchmarks.training.dense_training")
@@ -106,7 +107,7 @@ def scale(shop: Workshop) -> Part:
 def peers(shop: Workshop) -> Part:
     """DMF and matrix factorization on MovieLens 1M, ours and other libraries'."""
     dataset, interactions = shop.laboratory.dataset("random", 0), str(shop.interactions())
-    of = {name: str(interpreter(environment, shop.work / "environments")) for name, environment in ENVIRONMENTS.items()}
+    of = {name: str(interpreter(ENVIRONMENTS[name], shop.work / "environments")) for name in ("recbole", "implicit", "cornac")}
     size, batch, negatives = 64, 2048, 4
     sides = [f"model.{side}.{key}" for side in ("users", "items") for key in (f"input_size={size}", f"hidden_sizes=[{size}]")]
     ours = ("training.batch_size=2048", f"dataset={dataset}")

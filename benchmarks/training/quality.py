@@ -16,7 +16,7 @@ from contextlib import suppress
 
 import torch
 
-from benchmarks.training.pace import contender, peak_rss, tell
+from benchmarks.contender import contender, peak_rss, tell
 from sibra_dist.config import load_config
 from sibra_dist.data.dataset import open_dataset
 from sibra_dist.errors import TrainingStopped

@@ -1,9 +1,9 @@
 """The figures as tables in Markdown."""
 
 from collections.abc import Mapping
-from typing import Any
 
-from benchmarks.training.bench import Found, Kept, median
+from benchmarks.bench import Found, Kept, median
+from benchmarks.tables import number, of_machine, ratios, table
 
 TITLES = {
     "engine": "SiBraR on MovieLens 1M: ours and dense PyTorch, as published",
@@ -21,32 +21,22 @@ def markdown(parts: Mapping[str, Found]) -> str:
     for name, title in TITLES.items():
         if "machine" in parts.get(name, {}):
             found = parts[name]
-            lines = [f"## {title}\n", _of_machine(found["machine"]), ""]
+            lines = [f"## {title}\n", of_machine(found["machine"]), ""]
             lines += _curves(found["contenders"]) if name == "quality" else _rates(found["contenders"])
             if name == "workers":
                 lines += ["", *_communication(found["contenders"])]
             if name == "scale":
                 lines += ["", _extrapolated(found["contenders"])]
             if found["ratios"]:
-                lines += [
-                    "",
-                    *_table(("ratio of medians", "", "a processor second", "target"), list(map(_ratio, found["ratios"]))),
-                ]
+                lines += ["", *ratios(found)]
             sections.append("\n".join(lines) + "\n")
     return "\n".join(sections)
-
-
-def _of_machine(machine: Mapping[str, Any]) -> str:
-    return (
-        f"{machine['date']}, {machine['processor']}, {machine['cores']} cores, load {machine['load']} at the end; "
-        f"Python {machine['python']}, torch {machine['torch']}."
-    )
 
 
 def _rates(contenders: list[Kept]) -> list[str]:
     """A row for each contender: medians over its runs."""
     headings = "|threads|runs|positives/s|lowest to highest|ms a step|peak RSS (MiB)|processors|positives a processor second"
-    return _table(("", *headings.split("|")), [_rate(kept) for kept in contenders])
+    return table(("", *headings.split("|")), [_rate(kept) for kept in contenders])
 
 
 def _rate(kept: Kept) -> tuple[str, ...]:
@@ -56,18 +46,13 @@ def _rate(kept: Kept) -> tuple[str, ...]:
         kept["name"],
         str(kept["runs"][0]["threads"]),
         str(len(rates)),
-        _number(median(kept, "positives_per_second")),
-        f"{_number(min(rates))} to {_number(max(rates))}",
-        _number(median(kept, "step_seconds"), 1000),
-        _number(median(kept, "peak_rss_mebibytes")),
+        number(median(kept, "positives_per_second")),
+        f"{number(min(rates))} to {number(max(rates))}",
+        number(median(kept, "step_seconds"), 1000),
+        number(median(kept, "peak_rss_mebibytes")),
         f"{median(kept, 'processors'):.2f}",
-        _number(median(kept, "positives_per_processor_second")),
+        number(median(kept, "positives_per_processor_second")),
     )
-
-
-def _ratio(found: Mapping[str, Any]) -> tuple[str, ...]:
-    by_processor = f"{found['by_processor']:.3g}" if "by_processor" in found else ""
-    return found["what"], f"{found['ratio']:.3g}", by_processor, _target(found["target"])
 
 
 def _curves(contenders: list[Kept]) -> list[str]:
@@ -86,7 +71,7 @@ def _curves(contenders: list[Kept]) -> list[str]:
             (kept["setting"], str(len(kept["runs"][0]["best"])), *cells, f"{best:.4f}", f"{median(kept, 'evaluating'):.1f}")
         )
     headings = ("", "seeds", *(f"{threshold} (steps)" for threshold in thresholds), "best", "of which evaluating")
-    return _table(headings, rows)
+    return table(headings, rows)
 
 
 def _communication(contenders: list[Kept]) -> list[str]:
@@ -123,17 +108,3 @@ def _extrapolated(contenders: list[Kept]) -> str:
 
 def _batch(kept: Kept) -> int:
     return int(kept["setting"].removeprefix("batch "))
-
-
-def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (headings, ("---",) * len(headings), *rows)]
-
-
-def _number(value: float | None, times: float = 1) -> str:
-    if value is None:
-        return ""
-    return f"{value * times:,.0f}" if value * times >= 100 else f"{value * times:.3g}"
-
-
-def _target(target: float | None) -> str:
-    return "" if target is None else (f"at most {target:g}" if target < 1 else f"at least {target:g}")

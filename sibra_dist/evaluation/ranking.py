@@ -4,6 +4,7 @@ The order is total: higher scores first, and of equal scores the lower candidate
 from the best k of each, and any tiling gives the same lists. Nothing here is as large as users x candidates.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from sibra_dist.errors import SibraError
 
 NO_CANDIDATE = -1
 MASKED = float("-inf")
+SHORTEST_GROUP = 4
+"""Columns of a group that `_largest` looks at the maximum of; shorter ones are not worth it."""
 
 
 class NotANumberError(SibraError):
@@ -100,22 +103,57 @@ def _top_k(scores: Tensor, k: int, start: int) -> Recommendations:
     scores = scores.float()
     num_users, num_candidates = scores.shape
     # One more than asked for: it tells whether the last place is contested. NaN counts as the greatest value here.
-    found, items = torch.topk(scores, min(k + 1, num_candidates), dim=1)
-    if found.isnan().any():
+    values, items = _largest(scores, min(k + 1, num_candidates))
+    if values.isnan().any():
         row, column = scores.isnan().nonzero()[0].tolist()
         raise NotANumberError(row, start + column)
-    items = items[:, :k]
-    if num_candidates > k:
-        # topk may keep any of the candidates tied for the last place. Such rows are rare but in models that count
-        # (popularity), so only they are sorted. Adding 0.0 makes -0.0 equal to 0.0 for sorts that compare bits.
-        contested = (found[:, k - 1] == found[:, k]) & (found[:, k] > MASKED)
-        rows = contested.nonzero().squeeze(1)
-        items[rows] = torch.sort(scores[rows] + 0.0, dim=1, descending=True, stable=True).indices[:, :k]
-    items = items.sort(dim=1).values
-    values, order = torch.sort(scores.gather(1, items) + 0.0, dim=1, descending=True, stable=True)
-    items = (items.gather(1, order) + start).masked_fill_(values == MASKED, NO_CANDIDATE)
+    # Distinct scores have but one order. Rows in which some are equal are rare but in models that count (popularity), so only
+    # they are looked at again.
+    tied = (values[:, 1:] == values[:, :-1]) & (values[:, 1:] > MASKED)
+    contested = tied[:, k - 1 :].any(dim=1).nonzero().squeeze(1)
+    values, items = values[:, :k], items[:, :k]
+    if len(contested):
+        items[contested] = _first_of_equals(scores[contested], values[contested, -1:], k)
+    rows = tied.any(dim=1).nonzero().squeeze(1)
+    if len(rows):
+        ascending = items[rows].sort(dim=1).values
+        # Adding 0.0 makes -0.0 equal to 0.0 for sorts that compare bits.
+        found = scores[rows[:, None], ascending] + 0.0
+        values[rows], order = torch.sort(found, dim=1, descending=True, stable=True)
+        items[rows] = ascending.gather(1, order)
+    items = (items + start).masked_fill_(values == MASKED, NO_CANDIDATE)
     missing = k - items.shape[1]
     if missing > 0:
         items = torch.cat([items, items.new_full((num_users, missing), NO_CANDIDATE)], dim=1)
         values = torch.cat([values, values.new_full((num_users, missing), MASKED)], dim=1)
-    return Recommendations(items, values)
+    return Recommendations(items, values + 0.0)
+
+
+def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest scores of each row, descending, and their columns; any of those that tie for the last place.
+
+    Long rows are divided into groups of columns. Those with the k largest maxima hold the k largest scores: if a group that is
+    left out holds a score, each of the k groups holds one that is no smaller.
+    """
+    num_columns = scores.shape[1]
+    # Two short selections, among the maxima and in the groups, take least time with about so many columns a group (measured).
+    size = math.isqrt(num_columns // (2 * max(k, 1)))
+    if size < SHORTEST_GROUP:
+        return torch.topk(scores, k, dim=1)
+    num_groups = num_columns // size
+    # Columns of a group are far apart, so that the maxima are taken of whole rows of groups at once.
+    maxima = scores[:, : size * num_groups].unflatten(1, (size, num_groups)).amax(dim=1)
+    groups = torch.topk(maxima, k, dim=1, sorted=False).indices
+    steps = torch.arange(0, size * num_groups, num_groups, device=scores.device)
+    others = torch.arange(size * num_groups, num_columns, device=scores.device)
+    columns = torch.cat([(groups[:, None] + steps[:, None]).flatten(1), others.expand(len(scores), -1)], dim=1)
+    values, places = torch.topk(scores.gather(1, columns), k, dim=1)
+    return values, columns.gather(1, places)
+
+
+def _first_of_equals(scores: Tensor, least: Tensor, k: int) -> Tensor:
+    """The columns [U, k], ascending, of the k best scores, of which the worst is `least` [U, 1]; of its equals the first."""
+    above, equal = scores > least, scores == least
+    wanted = k - above.sum(dim=1, keepdim=True)
+    kept = above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= wanted))
+    return kept.nonzero()[:, 1].view(len(scores), k)

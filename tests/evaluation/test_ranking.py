@@ -62,6 +62,23 @@ def test_any_tiling_gives_the_same_lists(device: str, tile_size: int, scores: li
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@given(
+    seed=st.integers(0, 2**31),
+    width=st.integers(1, 700),
+    distinct=st.sampled_from([1, 3, 50, 10**6]),
+    masked=st.sampled_from([0.0, 0.5, 0.99]),
+    k=st.integers(1, 9),
+)
+def test_long_rows_that_are_looked_at_in_groups_give_the_same(
+    device: str, seed: int, width: int, distinct: int, masked: float, k: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(-distinct, distinct, (4, width), generator=generator).float()
+    scores[torch.rand(scores.shape, generator=generator) < masked] = -INF
+    assert_equal(top_k(scores.to(device), k), sorted_in_python(scores.tolist(), k))
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_a_long_row_of_equal_scores_gives_its_first_candidates(device: str) -> None:
     # Long enough for the algorithms that libraries keep for large inputs.
     scores = torch.zeros(3, 20_000, device=device)

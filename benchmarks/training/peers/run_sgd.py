@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.training.pace import contender, result, tell
+from benchmarks.contender import contender, rates, tell
 
 Fit = Callable[[int], None]
 """Trains for so many epochs from the beginning."""
@@ -72,7 +72,7 @@ def main() -> None:
     epochs = 2
     while (several := timed(fit, 1 + epochs))[0] - one[0] < arguments.seconds:
         epochs *= 2
-    told = result(epochs * len(pairs), several[0] - one[0], several[1] - one[1])
+    told = rates("positives", epochs * len(pairs), several[0] - one[0], several[1] - one[1])
     tell(arguments.result, told | {"threads": arguments.threads, "positives": len(pairs)})
 
 

@@ -2,23 +2,31 @@
 
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import sibra_dist
 from sibra_dist.data.storage import write_atomically
 
-ROOT = Path(__file__).parents[2]
-RATE, PROCESSOR_RATE, MEMORY = "positives_per_second", "positives_per_processor_second", "peak_rss_mebibytes"
+ROOT = Path(__file__).parents[1]
+MEMORY = "peak_rss_mebibytes"
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One program in one setting. It takes `--seconds`, `--result` and then its arguments; see `benchmarks.training.pace`."""
+    """One program in one setting. It takes `--seconds S` if its part has seconds, `--result FILE`, and its arguments.
+
+    It tells figures by name. Where `X_per_second` has an `X_per_processor_second` beside it, both are compared.
+    """
 
     setting: str
     name: str
@@ -52,8 +60,8 @@ class Part:
 
     contenders: Sequence[Contender]
     repeats: int = 3
-    seconds: float = 5.0
-    """that steps are timed for, at least"""
+    seconds: float | None = 5.0
+    """that steps are timed for, at least; None where the arguments say how much there is to do"""
     ratios: Sequence[Ratio] = field(default=())
 
 
@@ -76,7 +84,8 @@ class Ledger:
         before = {(kept["setting"], kept["name"]): kept for kept in self.parts.get(name, {}).get("contenders", [])}
         contenders = []
         for contender in part.contenders:
-            asked = [*contender.program, *contender.arguments, f"{contender.threads} threads", f"{part.seconds} seconds"]
+            asked = [*contender.program, *contender.arguments, f"{contender.threads} threads"]
+            asked += [] if part.seconds is None else [f"{part.seconds} seconds"]
             kept = before.get((contender.setting, contender.name), {})
             fresh = {"setting": contender.setting, "name": contender.name, "asked": asked, "runs": []}
             contenders.append(kept if kept.get("asked") == asked else fresh)
@@ -90,8 +99,11 @@ class Ledger:
         for ratio in part.ratios:
             above, below = kept[ratio.above], kept[ratio.below]
             found = {"what": ratio.what, "ratio": _ratio(above, below, ratio.figure), "target": ratio.target}
-            if ratio.figure == RATE and above["runs"][0].get("ranks", 1) == below["runs"][0].get("ranks", 1):
-                found["by_processor"] = _ratio(above, below, PROCESSOR_RATE)
+            by_processor = ratio.figure.replace("_per_second", "_per_processor_second")
+            first = above["runs"][0], below["runs"][0]
+            same_ranks = first[0].get("ranks", 1) == first[1].get("ranks", 1)
+            if by_processor != ratio.figure and all(by_processor in run for run in first) and same_ranks:
+                found["by_processor"] = _ratio(above, below, by_processor)
             ratios.append(found)
         self.parts[name] |= {"ratios": ratios, "machine": dict(machine)}
         self.save()
@@ -112,7 +124,7 @@ def measure(name: str, part: Part, ledger: Ledger, work: Path) -> None:
                 ledger.save()
 
 
-def _run(contender: Contender, seconds: float, work: Path) -> dict[str, Any]:
+def _run(contender: Contender, seconds: float | None, work: Path) -> dict[str, Any]:
     """What a contender tells.
 
     Raises:
@@ -120,7 +132,7 @@ def _run(contender: Contender, seconds: float, work: Path) -> dict[str, Any]:
     """
     result, log = work / "result.json", work / "contenders.log"
     result.unlink(missing_ok=True)
-    measured = ("--seconds", str(seconds), "--result", str(result))
+    measured = (*(() if seconds is None else ("--seconds", str(seconds))), "--result", str(result))
     command = [contender.python, *contender.program, *measured, *contender.arguments]
     with log.open("ab") as output:
         status = subprocess.run(command, cwd=work, env=_environment(contender), stdout=output, stderr=output, check=False)
@@ -147,3 +159,25 @@ def median(kept: Kept, figure: str) -> float | None:
     """Of a figure over the repeats; None where it is not told."""
     values = [run[figure] for run in kept["runs"] if figure in run]
     return statistics.median(values) if values else None
+
+
+def record(ledger: Ledger, markdown: str, path: Path, work: Path) -> None:
+    """Write all figures to `path`, and as tables to the file of Markdown beside it."""
+    # Without the place of the work folder, which is this machine's alone.
+    text = json.dumps(ledger.parts, indent=1).replace(f"{work}/", "")
+    write_atomically(path, text.encode() + b"\n")
+    write_atomically(path.with_suffix(".md"), markdown.encode())
+
+
+def machine() -> dict[str, Any]:
+    """What figures depend on."""
+    models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "processor": models[0] if models else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "sibra-dist": sibra_dist.__version__,
+    }

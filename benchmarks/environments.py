@@ -21,6 +21,8 @@ ENVIRONMENTS = {
         ("recbole==1.2.1", "torch==2.13.0", "numpy==1.26.4", "scipy==1.13.1", "pandas==2.2.3", "setuptools==80.9.0"),
     ),
     "implicit": Environment("implicit", ("implicit==0.7.3", "numpy==2.4.6", "scipy==1.17.1")),
+    # torch selects the best of each user, which ranx is then given.
+    "ranx": Environment("ranx", ("ranx==0.3.21", "torch==2.13.0", "numpy==2.4.6", "scipy==1.17.1", "pandas==3.1.1")),
     "cornac": Environment("cornac", ("cornac==3.0.1", "numpy==2.4.6", "scipy==1.17.1")),
 }
 

@@ -1,0 +1,1 @@
+"""Speed and memory of ranking, metrics and recommendations, beside other libraries."""
