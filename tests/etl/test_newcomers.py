@@ -46,12 +46,12 @@ def record(item: int) -> dict[str, str]:
 def test_newcomers_are_encoded_as_the_items_of_a_dataset(
     spark: SparkSession, small: Callable[..., PrepareConfig], tmp_path: Path
 ) -> None:
-    items = [{"path": "raw.csv", "separator": ",", "id": "item_id", "features": FEATURES}]
+    items = [{"path": "raw.csv", "separator": ",", "quote": '"', "id": "item_id", "features": FEATURES}]
     config = small(items=items, filters={"core": 2})
 
     def write(path: Path, ids: dict[str, int]) -> None:
         with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["item_id", *FEATURES])
+            writer = csv.DictWriter(file, ["item_id", *FEATURES], lineterminator="\n")
             writer.writeheader()
             writer.writerows({"item_id": name, **record(item)} for name, item in ids.items())
 
