@@ -18,6 +18,7 @@ from sibra_dist.evaluation.comparisons import rank_and_compare
 from sibra_dist.evaluation.config import EvaluationConfig
 from sibra_dist.evaluation.metrics import OVER_ALL_CANDIDATES, UserAverages, at_cutoffs
 from sibra_dist.evaluation.ranking import hits, rank
+from sibra_dist.evaluation.user_metrics import Lists
 
 SIX = ("ndcg", "recall", "precision", "hit_rate", "mrr", "map")
 METRICS: dict[str, tuple[str, ...]] = {"six": SIX, "ten": (*SIX, "f1", "epc", "efd", "aplt"), "auc": (*SIX, "auc")}
@@ -43,7 +44,8 @@ def evaluate(task: Task, names: tuple[str, ...]) -> tuple[Clock, dict[str, dict[
             lists, comparisons = rank_and_compare(partial(_tile, scores), relevant, len(items), LONGEST, ITEM_TILE)
         else:
             lists = rank(partial(_tile, scores), len(items), LONGEST, ITEM_TILE)
-        averages.update(hits(lists.items, relevant, len(items)), lengths, lists.items, catalog, comparisons)
+        listed = Lists(hits(lists.items, relevant, len(items)), lengths, lists.items, catalog, comparisons)
+        averages.update(averages.per_user(listed), lengths)
         if rows.stop in (FEW, SOME, len(users)):
             computed = averages.compute()
             found[str(rows.stop)] = {name: computed[name] for name in averages.metrics}
