@@ -3,9 +3,8 @@
     python -m benchmarks.training.soak [--minutes 30] [--kill-every 180] [--workers 2] [--work DIR] [--only PART...] [--record]
 
 `kills`: two trainings of the same at the same time, of which one loses a worker to SIGKILL at a random moment of every
-`--kill-every` seconds. They must end alike, bit for bit. The memory of all their processes is sampled on the way. `leak`:
-memory of a training in one process; `workers`: on Ray workers, in many small steps. `disk`: two trainings on a file system that
-fills up on the way.
+`--kill-every` seconds. They must end alike, bit for bit. `leak`: memory of a training in one process; `workers`: of a long
+one on Ray workers. `disk`: two trainings on a file system that fills up on the way.
 
 What a part found is kept in the work folder, and not found again. The command ends with 1 if anything was not as it should be.
 """
@@ -48,8 +47,7 @@ SETTINGS = (
 RECOVERY_SECONDS = 30.0
 """What a kill is taken to cost when the number of epochs is chosen"""
 LEAK_STEPS, LEAK_BATCH = 5000, 128
-WORKERS_BATCH, WORKERS_EVALUATE = 32, 500
-"""Of many small steps on workers, and the steps between two evaluations"""
+LONG_EPOCHS = 20
 DISK_EPOCHS, DISK_BATCH, DISK_EVERY_STEPS = 2, 2048, 10
 RECORDED = Path(__file__).parent / "results.json"
 
@@ -99,11 +97,9 @@ class Soak:
             "kills": [asdict(kill) for kill in courses["disturbed"].kills],
             "failures": courses["disturbed"].failures,
             "comparison": asdict(compared),
-            "memory": {
-                name: [asdict(found) | {"flat": found.is_flat} for found in trends(course.samples)]
-                for name, course in courses.items()
+            "peaks": {
+                name: {role: peaks(course.samples, role) for role in ("worker", "driver")} for name, course in courses.items()
             },
-            "peaks": {name: peaks(course.samples, "worker") for name, course in courses.items()},
         }
 
     def leak(self) -> dict[str, Any]:
@@ -118,15 +114,11 @@ class Soak:
         return found
 
     def workers_leak(self) -> dict[str, Any]:
-        """Memory of workers in many small steps, with checkpoints and evaluations."""
-        settings = [
-            *self._settings(1),
-            *(f"training.batch_size={WORKERS_BATCH}", f"training.evaluate_every_steps={WORKERS_EVALUATE}"),
-        ]
-        course = self._train("many-steps", settings, batch=WORKERS_BATCH)
-        self._keep_samples("many-steps", course)
+        """Memory of workers in a long training."""
+        course = self._train("long", self._settings(LONG_EPOCHS))
+        self._keep_samples("long", course)
         found = [asdict(found) | {"flat": found.is_flat} for found in trends(course.samples)]
-        return {"steps": self._steps(WORKERS_BATCH), "memory": {"many small steps": found}}
+        return {"steps": LONG_EPOCHS * self.steps_per_epoch, "memory": found}
 
     def disk(self) -> dict[str, Any]:
         """Two trainings on a file system that fills up."""

@@ -1,9 +1,9 @@
-"""Whether memory grows: a straight line through what was sampled once a process had warmed up.
+"""Whether memory grows: what a process held at most early and late in its life, and a straight line between.
 
-A process is called flat when the line rises by no more than a hundredth of its mean over all that was sampled, or by no more
-than twice the deviation of the samples from it (the copy that a checkpoint is written from comes and goes). A life of fewer
-than `ENOUGH` samples or `ENOUGH_STEPS` steps after warm-up is too short for a line: of workers that are killed, the peaks of
-their lives are compared, from the first to the last.
+Steps differ in size and a process keeps the memory that it frees, so its size moves in jumps, up to the most that a step, an
+evaluation and a checkpoint need together. What leaks has no such end. So a process is called flat when in the last third of
+its samples it never holds a hundredth more than it held in the first third. Lives of fewer than `ENOUGH` samples or
+`ENOUGH_STEPS` steps after warm-up say nothing of that: of workers that are killed, the peaks of their lives are told.
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,10 @@ import numpy as np
 from benchmarks.training.soak.processes import Sample
 
 WARM_UP = 1 / 3
-"""Of the samples of a process's life, those left out: imports, the dataset's pages, the optimizer's state, the first copy."""
+"""Of the samples of a process's life, those that the line leaves out: first copies, the optimizer's state."""
 ENOUGH = 12
-ENOUGH_STEPS = 1000
+ENOUGH_STEPS = 5000
 FLAT_SHARE = 0.01
-FLAT_DEVIATIONS = 2.0
 
 
 @dataclass(frozen=True)
@@ -36,15 +35,13 @@ class Trend:
     """Slope of the line through the resident sizes"""
     private_per_1000_steps: float
     """Of that through the private sizes"""
-    rise: float
-    """Of the line through the resident sizes, over all samples"""
-    deviation: float
-    """Standard deviation of the samples from it"""
+    growth: float
+    """The most that was resident in the last third of all samples, less the most in the first third"""
 
     @property
     def is_flat(self) -> bool:
         """By the criterion above; a process that shrinks is flat."""
-        return self.rise <= max(FLAT_SHARE * self.mean, FLAT_DEVIATIONS * self.deviation)
+        return self.growth <= FLAT_SHARE * self.mean
 
 
 def trends(samples: Sequence[Sample]) -> list[Trend]:
@@ -73,7 +70,7 @@ def trend(life: Sequence[Sample], enough_steps: int = ENOUGH_STEPS) -> Trend | N
     if len(warm) < ENOUGH or steps[-1] - steps[0] < enough_steps:
         return None
     rss, private = (np.array([getattr(one, name) for one in warm]) for name in ("rss", "private"))
-    slope, start = np.polyfit(steps, rss, 1)
+    third = len(told) // 3
     return Trend(
         role=warm[0].role,
         samples=len(warm),
@@ -81,8 +78,7 @@ def trend(life: Sequence[Sample], enough_steps: int = ENOUGH_STEPS) -> Trend | N
         steps=int(steps[-1] - steps[0]),
         mean=float(rss.mean()),
         mean_private=float(private.mean()),
-        per_1000_steps=float(slope * 1000),
+        per_1000_steps=float(np.polyfit(steps, rss, 1)[0] * 1000),
         private_per_1000_steps=float(np.polyfit(steps, private, 1)[0] * 1000),
-        rise=float(slope * (steps.max() - steps.min())),
-        deviation=float((rss - (slope * steps + start)).std()),
+        growth=max(one.rss for one in told[-third:]) - max(one.rss for one in told[:third]),
     )

@@ -42,13 +42,11 @@ def _faults(results: dict[str, Any]) -> Iterator[str]:
         for number, kill in enumerate(found["kills"], 1):
             if kill["resumed"] is not None and kill["checkpoint"] is not None and kill["resumed"] < kill["checkpoint"]:
                 yield f"after kill {number} training went on from {kill['resumed']}, before its checkpoint {kill['checkpoint']}"
-    for part in ("kills", "workers"):
-        for name, trends in results.get(part, {"memory": {}})["memory"].items():
-            for trend in trends:
-                if not trend["flat"]:
-                    yield f"{name}: memory of a {trend['role']} rose by {trend['rise']:.1f} MiB in {trend['steps']} steps"
+    for trend in results.get("workers", {"memory": []})["memory"]:
+        if not trend["flat"]:
+            yield f"memory of a {trend['role']} grew by {trend['growth']:.1f} MiB in {trend['steps']} steps"
     if "leak" in results and not results["leak"]["flat"]:
-        yield f"memory of one process rose by {results['leak']['trend']['rise']:.1f} MiB"
+        yield f"memory of one process grew by {results['leak']['trend']['growth']:.1f} MiB"
     for name, outcome in results.get("disk", {}).items():
         if name == "machine":
             continue
@@ -100,52 +98,38 @@ def _kills(found: dict[str, Any]) -> str:
             "## Workers killed",
             *lines,
             _table(headings, rows),
-            "## Memory of all processes",
-            _memory(found["memory"]),
             _peaks(found["peaks"]),
         ]
     )
 
 
-def _memory(memory: dict[str, list[dict[str, Any]]]) -> str:
-    """A row for each kind of process; where workers were replaced, of all lives together."""
-    rows = []
-    for name, trends in memory.items():
-        for role in dict.fromkeys(trend["role"] for trend in trends):
-            lives = [trend for trend in trends if trend["role"] == role]
-            rows.append(
-                [
-                    name,
-                    role,
-                    f"{len(lives)}",
-                    f"{mean(life['steps'] for life in lives):,.0f}",
-                    f"{mean(life['mean'] for life in lives):,.0f}",
-                    _range(lives, "per_1000_steps"),
-                    _range(lives, "private_per_1000_steps"),
-                    _range(lives, "rise"),
-                    "yes" if all(life["flat"] for life in lives) else "NO",
-                ]
-            )
-    headings = (
-        "training",
-        "process",
-        "lives",
-        "steps, mean",
-        "RSS, mean MiB",
-        "RSS, MiB per 1000 steps",
-        "private, MiB per 1000 steps",
-    )
-    return _table((*headings, "rise over the life, MiB", "flat"), rows)
+def _memory(trends: list[dict[str, Any]]) -> str:
+    rows = [
+        [
+            life["role"],
+            f"{life['steps']:,}",
+            f"{life['mean']:,.0f}",
+            f"{life['per_1000_steps']:+.2f}",
+            f"{life['private_per_1000_steps']:+.2f}",
+            f"{life['growth']:+.1f}",
+            "yes" if life["flat"] else "NO",
+        ]
+        for life in trends
+    ]
+    headings = ("process", "steps", "RSS, mean MiB", "RSS, MiB per 1000 steps", "private, MiB per 1000 steps")
+    return _table((*headings, "most in the last third over the first, MiB", "flat"), rows)
 
 
-def _peaks(peaks: dict[str, list[float]]) -> str:
-    workers = peaks["disturbed"]
+def _peaks(peaks: dict[str, dict[str, list[float]]]) -> str:
+    workers, others = peaks["disturbed"]["worker"], peaks["undisturbed"]["worker"]
     if not workers:
         return "No worker of the disturbed training lived long enough to train."
     first, last = mean(workers[:2]), mean(workers[-2:])
+    drivers = [size for training in peaks.values() for size in training["driver"]]
     return (
         f"{len(workers)} workers of the disturbed training came and went, with a peak RSS of {min(workers):,.0f} to "
-        f"{max(workers):,.0f} MiB each; the first two {first:,.0f} MiB, the last two {last:,.0f} MiB."
+        f"{max(workers):,.0f} MiB each; the first two {first:,.0f} MiB, the last two {last:,.0f} MiB. Those of the undisturbed "
+        f"one had {min(others):,.0f} to {max(others):,.0f} MiB, drivers {min(drivers):,.0f} to {max(drivers):,.0f}."
     )
 
 
@@ -163,7 +147,7 @@ def _leak(found: dict[str, Any]) -> str:
 
 
 def _workers(found: dict[str, Any]) -> str:
-    return "\n\n".join([f"## Memory of workers in {found['steps']:,} small steps", _memory(found["memory"])])
+    return "\n\n".join([f"## Memory of workers in {found['steps']:,} steps", _memory(found["memory"])])
 
 
 def _disk(found: dict[str, Any]) -> str:
@@ -188,11 +172,6 @@ def _disk(found: dict[str, Any]) -> str:
 def _machine(machine: dict[str, Any]) -> str:
     packages = ", ".join(f"{name} {machine[name]}" for name in ("torch", "ray", "python"))
     return f"{machine['date']}, {machine['cores']} cores, load average {machine['load']} at the end; {packages}."
-
-
-def _range(trends: Sequence[dict[str, Any]], name: str) -> str:
-    low, high = min(trend[name] for trend in trends), max(trend[name] for trend in trends)
-    return f"{low:+.2f}" if len(trends) == 1 else f"{low:+.2f} to {high:+.2f}"
 
 
 def _at(at: Sequence[int] | None) -> str:
