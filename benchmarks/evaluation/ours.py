@@ -19,6 +19,7 @@ from sibra_dist.evaluation.config import EvaluationConfig
 from sibra_dist.evaluation.metrics import OVER_ALL_CANDIDATES, UserAverages, at_cutoffs
 from sibra_dist.evaluation.ranking import hits, rank
 from sibra_dist.evaluation.user_metrics import Lists
+from sibra_dist.training.placement import keep_freed_memory
 
 SIX = ("ndcg", "recall", "precision", "hit_rate", "mrr", "map")
 METRICS: dict[str, tuple[str, ...]] = {"six": SIX, "ten": (*SIX, "f1", "epc", "efd", "aplt"), "auc": (*SIX, "auc")}
@@ -72,6 +73,7 @@ def _tile(scores: Tensor, start: int, stop: int) -> Tensor:
 def main() -> None:
     """Evaluate, or list the best."""
     arguments, task = parse(__doc__, *METRICS, "lists")
+    keep_freed_memory(torch.device("cpu"))  # as the commands do
     if arguments.what == "lists":
         best(task.first(1))  # warms up
         clock, mean = best(task)

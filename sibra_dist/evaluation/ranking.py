@@ -51,9 +51,10 @@ def rank(score_tile: Callable[[int, int], Tensor], num_candidates: int, k: int, 
     Raises:
         NotANumberError: a score is NaN.
     """
-    best = _top_k(score_tile(0, min(tile_size, num_candidates)), k, start=0)
+    best = top_k(score_tile(0, min(tile_size, num_candidates)), k)
     for start in range(tile_size, num_candidates, tile_size):
-        tile = _top_k(score_tile(start, min(start + tile_size, num_candidates)), k, start)
+        # What does not surpass the worst of k does not come in: of equal scores the lower candidate, seen before, is better.
+        tile = _top_k(score_tile(start, min(start + tile_size, num_candidates)), k, start, best.scores[:, -1:])
         best = merge(best, tile, k)
     return best
 
@@ -64,7 +65,7 @@ def top_k(scores: Tensor, k: int) -> Recommendations:
     k may exceed C. Raises:
         NotANumberError: a score is NaN.
     """
-    return _top_k(scores, k, start=0)
+    return _top_k(scores, k, start=0, least=scores.new_full((len(scores), 1), MASKED, dtype=torch.float32))
 
 
 def merge(left: Recommendations, right: Recommendations, k: int) -> Recommendations:
@@ -98,15 +99,16 @@ def hits(items: Tensor, relevant: Csr, num_candidates: int) -> Tensor:
     return found & (items != NO_CANDIDATE)
 
 
-def _top_k(scores: Tensor, k: int, start: int) -> Recommendations:
-    """`top_k` for the tile whose first column is candidate `start`."""
+def _top_k(scores: Tensor, k: int, start: int, least: Tensor) -> Recommendations:
+    """`top_k` for the tile whose first column is candidate `start`, of the scores above `least` [U, 1] only."""
     scores = scores.float()
     num_users, num_candidates = scores.shape
     # One more than asked for: it tells whether the last place is contested. NaN counts as the greatest value here.
-    values, items = _largest(scores, min(k + 1, num_candidates))
+    values, items = _largest(scores, min(k + 1, num_candidates), least)
     if values.isnan().any():
         row, column = scores.isnan().nonzero()[0].tolist()
         raise NotANumberError(row, start + column)
+    values = values.masked_fill(values <= least, MASKED)
     # Distinct scores have but one order. Rows in which some are equal are rare but in models that count (popularity), so only
     # they are looked at again.
     tied = (values[:, 1:] == values[:, :-1]) & (values[:, 1:] > MASKED)
@@ -129,11 +131,12 @@ def _top_k(scores: Tensor, k: int, start: int) -> Recommendations:
     return Recommendations(items, values + 0.0)
 
 
-def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _largest(scores: Tensor, k: int, least: Tensor) -> tuple[Tensor, Tensor]:
     """The k largest scores of each row, descending, and their columns; any of those that tie for the last place.
 
-    Long rows are divided into groups of columns. Those with the k largest maxima hold the k largest scores: if a group that is
-    left out holds a score, each of the k groups holds one that is no smaller.
+    Where they are not above `least` [U, 1] they may be others, and fewer. Long rows are divided into groups of columns. Those
+    with the k largest maxima hold the k largest scores: if a group that is left out holds a score, each of the k groups holds
+    one that is no smaller. And no group is needed whose maximum is not above the least.
     """
     num_columns = scores.shape[1]
     # Two short selections, among the maxima and in the groups, take least time with about so many columns a group (measured).
@@ -143,11 +146,13 @@ def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     num_groups = num_columns // size
     # Columns of a group are far apart, so that the maxima are taken of whole rows of groups at once.
     maxima = scores[:, : size * num_groups].unflatten(1, (size, num_groups)).amax(dim=1)
-    groups = torch.topk(maxima, k, dim=1, sorted=False).indices
+    # Not `maxima > least`: a group with a NaN is looked at.
+    needed = min(k, int((~(maxima <= least)).sum(dim=1).max())) if len(scores) else 0
+    groups = torch.topk(maxima, needed, dim=1, sorted=False).indices
     steps = torch.arange(0, size * num_groups, num_groups, device=scores.device)
     others = torch.arange(size * num_groups, num_columns, device=scores.device)
     columns = torch.cat([(groups[:, None] + steps[:, None]).flatten(1), others.expand(len(scores), -1)], dim=1)
-    values, places = torch.topk(scores.gather(1, columns), k, dim=1)
+    values, places = torch.topk(scores.gather(1, columns), min(k, columns.shape[1]), dim=1)
     return values, columns.gather(1, places)
 
 

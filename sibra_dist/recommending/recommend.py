@@ -36,7 +36,7 @@ from sibra_dist.recommending.listings import (
 )
 from sibra_dist.recommending.manifest import TABLE, USERS_PER_SHARD, Recommended, Request
 from sibra_dist.recommending.newcomers import join, read_tables, require_embeddings
-from sibra_dist.training.placement import pick_device
+from sibra_dist.training.placement import keep_freed_memory, pick_device
 from sibra_dist.training.ranks import Ranks
 from sibra_dist.training.run_folder import RunFolder
 
@@ -167,6 +167,7 @@ def recommend(
     excluded, what, refused_pairs = _excluded(asked, dataset)
     refused += [*refused_users, *refused_pairs]
     model, name = run.load_named_best(dataset, device or pick_device(config.training.device), ranks)
+    keep_freed_memory(model.device)
     require_embeddings(model, config.model.type, tables)
     request = Request(
         dataset=dataset.manifest.digest,

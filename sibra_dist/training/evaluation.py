@@ -18,7 +18,7 @@ from sibra_dist.evaluation.groups import GroupAverages, user_groupings
 from sibra_dist.evaluation.metrics import split_metrics
 from sibra_dist.evaluation.per_user import UserParts, publish_users
 from sibra_dist.training.config import TrainConfig
-from sibra_dist.training.placement import pick_device
+from sibra_dist.training.placement import keep_freed_memory, pick_device
 from sibra_dist.training.ranks import Ranks
 from sibra_dist.training.run_folder import RunFolder
 
@@ -81,6 +81,7 @@ def evaluate_run(run: RunFolder, request: EvaluationRequest, device: torch.devic
     config = run.config()
     dataset = open_dataset(request.dataset or config.dataset)
     model, epoch = run.load_best(dataset, device or pick_device(config.training.device), ranks)
+    keep_freed_memory(model.device)
     parse_hide(request.hide, model.modalities(), config.seed, "--hide")
     settings = request.settings(config)
     names = list(dict.fromkeys(settings.names))

@@ -86,8 +86,7 @@ class Trainer:
         self.ranks = Ranks.current()
         self.whereabouts = Whereabouts(self.ranks, self.config.rank_timeout)
         self.device = device or pick_device(self.config.device)
-        if self.device.type == "cpu":
-            keep_freed_memory()
+        keep_freed_memory(self.device)
         self.dataset = place(dataset, self.device, self.config.data_device)
         self.model = build_model(config.model, self.dataset, config.seed, table_layout(self.config, self.ranks)).to(self.device)
         self.profile = TrainingProfile(run.profile, self.device) if profile and self.ranks.leads else None

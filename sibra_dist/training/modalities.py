@@ -14,7 +14,7 @@ from sibra_dist.evaluation.gap import Gap, SideView, modality_gaps
 from sibra_dist.evaluation.gap_plot import draw, project
 from sibra_dist.evaluation.modalities import evaluate_each
 from sibra_dist.training.evaluation import EvaluationRequest, prefixed, write_result
-from sibra_dist.training.placement import pick_device
+from sibra_dist.training.placement import keep_freed_memory, pick_device
 from sibra_dist.training.ranks import Ranks
 from sibra_dist.training.run_folder import RunFolder
 
@@ -42,6 +42,7 @@ def evaluate_modalities(
     config = run.config()
     dataset = open_dataset(request.dataset or config.dataset)
     model, epoch = run.load_best(dataset, device or pick_device(config.training.device), ranks)
+    keep_freed_memory(model.device)
     parse_hide(request.hide, model.modalities(), config.seed, "--hide")
     settings = request.settings(config)
     shared = (ranks.rank, ranks.world)
@@ -98,6 +99,7 @@ def measure_gap(
     config = run.config()
     dataset = open_dataset(request.dataset or config.dataset)
     model, epoch = run.load_best(dataset, device or pick_device(config.training.device), ranks)
+    keep_freed_memory(model.device)
     hide = EvaluationRequest().hidden(config)
     views = [SideView(model, dataset, hidden) for hidden in parse_hide(hide, model.modalities(), config.seed)]
     views = [view for view in views if len(view.names) > 1]
