@@ -193,11 +193,13 @@ def require_columns(file: str, columns: Sequence[str], there: Sequence[str]) -> 
     """Check that a table has some columns.
 
     Raises:
-        SourceError: it lacks one.
+        SourceError: it lacks one, or has it more than once.
     """
     for column in columns:
         if column not in there:
             raise SourceError(f"{file} has no column {column}; {nearest(column, there)}")
+        if there.count(column) > 1:
+            raise SourceError(f"{file} has {there.count(column)} columns {column}; leave one of them")
 
 
 def positions(ids: pa.Array, known: pa.ChunkedArray) -> Numbers:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from sibra_dist.data.storage import Place
 from sibra_dist.errors import DatasetError, SourceError
-from sibra_dist.recommending.listings import ITEM, PARQUET, SEPARATORS, USER, require_columns
+from sibra_dist.recommending.listings import ITEM, PARQUET, SEPARATORS, USER, require_columns, suffix_of
 from sibra_dist.recommending.manifest import MANIFEST, Recommended
 
 RANK, SCORE = "rank", "score"
@@ -92,14 +92,19 @@ def _files(name: str) -> tuple[Place, tuple[str, ...]]:
             raise SourceError(f"{name} is not complete yet: give the command that makes these recommendations again")
         files = [shard.path for shard in found.shards]
     else:
-        files = [file for file in there if _suffix(file) is not None and file.rpartition("/")[2][0] not in "._"]
+        files = [file for file in there if _suffix(file) is not None and not _is_hidden(file)]
     if not files:
         raise SourceError(f"{name} cannot be read: there is no such table, nor a folder that holds any. Check its name")
     return place, tuple(files)
 
 
+def _is_hidden(file: str) -> bool:
+    """Whether the file, or a folder that it is in, has a name by which Spark and others mark what is no data."""
+    return any(part.startswith((".", "_")) for part in file.split("/"))
+
+
 def _suffix(file: str) -> str | None:
-    return next((suffix for suffix in (*SEPARATORS, PARQUET) if file.lower().endswith(suffix)), None)
+    return suffix_of(file, (*SEPARATORS, PARQUET))
 
 
 def _header(place: Place, file: str) -> list[str]:

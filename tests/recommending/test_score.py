@@ -138,6 +138,8 @@ def test_form_order_and_division_do_not_matter(work: Path, tmp_path: Path, monke
     write(tmp_path / "shards" / "part-0.parquet", rows[:800])
     write(tmp_path / "shards" / "part-1.csv", rows[800:])
     (tmp_path / "shards" / "_SUCCESS").touch()
+    (tmp_path / "shards" / "_temporary").mkdir()
+    write(tmp_path / "shards" / "_temporary" / "part-1.csv", rows[:5])
     for source in (write(tmp_path / "b.tsv", rows), write(tmp_path / "b.parquet", rows), tmp_path / "shards"):
         found = scored(source, work / "dataset", tmp_path / "b")
         assert {**found, "recommendations": None} == {**expected, "recommendations": None}
@@ -206,6 +208,7 @@ def test_what_a_run_recommends_scores_as_the_run_does(call: Call, work: Path, mo
         ("user_id,item_id,score\n1,1,1\n1,2,1\n", "none of the 2 records .* is of a user and an item"),
         ("user_id,item_id,score\n", "none of the 0 records"),
         ("", "has no column rank or score"),
+        ("user_id,item_id,score,score\nu0001,i0001,1,2\n", "has 2 columns score"),
     ],
 )
 def test_a_bad_file_is_refused_and_leaves_nothing(work: Path, tmp_path: Path, content: str, message: str) -> None:
@@ -224,6 +227,13 @@ def test_what_is_no_table_is_refused(work: Path, tmp_path: Path, name: str, mess
         (tmp_path / name).write_text("user_id,item_id,score\n")
     with pytest.raises(SourceError, match=message):
         scored(tmp_path / name, work / "dataset", tmp_path / "peer")
+
+
+def test_a_column_that_is_there_twice_is_refused_in_parquet_too(work: Path, tmp_path: Path) -> None:
+    columns = [pa.array([value]) for value in ("u0001", "i0001", 1.0, 2.0)]
+    pq.write_table(pa.table(columns, names=["user_id", "item_id", "score", "score"]), tmp_path / "peer.parquet")
+    with pytest.raises(SourceError, match="has 2 columns score; leave one of them"):
+        scored(tmp_path / "peer.parquet", work / "dataset", tmp_path / "peer")
 
 
 def test_recommendations_that_are_not_complete_are_refused(work: Path, tmp_path: Path, call: Call) -> None:
