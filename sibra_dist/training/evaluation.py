@@ -25,6 +25,8 @@ from sibra_dist.training.run_folder import RunFolder
 PREFIXES: dict[HeldOut, str] = {"validation": "val", "test": "test"}
 FILES = ("metrics.json", "users.parquet")
 """Names of a result and of the table of its users, where nothing is hidden."""
+ALWAYS_TOLD = {"dataset", "hidden", "metrics"}
+"""By a result, whatever version wrote it."""
 
 
 @dataclass(frozen=True)
@@ -193,16 +195,23 @@ def read_result(run: RunFolder, split: HeldOut) -> dict[str, Any]:
     """The evaluation of a split that a run's configuration asks for, or that of recommendations, which have no configuration.
 
     Raises:
-        CheckpointError: there is none; the message says how to make it.
+        CheckpointError: there is none that can be read; the message says how to make it.
     """
     try:
         if not run.exists and run.place.files("evaluation"):
-            result: dict[str, Any] = json.loads(run.evaluation(split).read(FILES[0]))
-            return result
-        run.config()
-        return read_evaluation(run, EvaluationRequest(split))
+            result = json.loads(run.evaluation(split).read(FILES[0]))
+        else:
+            run.config()
+            result = read_evaluation(run, EvaluationRequest(split))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{run.name} has no evaluation of the {split} split: {remedy(run, split)}") from error
+        raise _no_evaluation(run, split) from error
+    if not isinstance(result, dict) or not result.keys() >= ALWAYS_TOLD:
+        raise _no_evaluation(run, split)
+    return result
+
+
+def _no_evaluation(run: RunFolder, split: HeldOut) -> CheckpointError:
+    return CheckpointError(f"{run.name} has no evaluation of the {split} split: {remedy(run, split)}")
 
 
 def remedy(run: RunFolder, split: HeldOut) -> str:

@@ -222,6 +222,14 @@ def test_results_without_their_users_are_told(runs: Path) -> None:
         compare_runs(["pop", "random"], "test", ["ndcg@10"], 50, 0)
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '"dataset hidden metrics"'])
+@pytest.mark.parametrize("command", ["compare pop random", "report pop random"])
+def test_a_result_that_is_none_is_told(runs: Path, call: Call, command: str, content: str) -> None:
+    (runs / "random" / RESULT).write_text(content)
+    told = "error: random has no evaluation of the test split: run `sibra-dist evaluate random`\n"
+    assert call(command) == (2, "", told)
+
+
 def test_a_metric_that_one_run_lacks_is_told(runs: Path) -> None:
     metrics = json.loads((runs / "random" / RESULT).read_text())["metrics"]
     alter_result(runs / "random", metrics={name: value for name, value in metrics.items() if name != "test/mrr@20"})
