@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sibra_dist.data.dataset import Candidates, Dataset, HeldOut
 from sibra_dist.data.publish import writing
+from sibra_dist.data.storage import Place
 from sibra_dist.errors import CheckpointError, ConfigError, SourceError
 from sibra_dist.evaluation.config import EvaluationConfig
 from sibra_dist.evaluation.findings import Evaluation, Findings
@@ -62,11 +63,14 @@ def score(scored: Scored, dataset: Dataset, to: RunFolder) -> None:
     A result that was there before stays as it is until all of the new one is known.
 
     Raises:
-        SibraError: the recommendations or a metric cannot be used, the folder holds a run, or cannot be written.
+        SibraError: the recommendations or a metric cannot be used, the folder holds a run, lies in that of the
+            recommendations, or cannot be written.
     """
     names = scored.names()
     if to.exists:
         raise CheckpointError(f"{to.name} holds a run with results of its own; give another folder with --to")
+    if f"{to.place}/".startswith(f"{Place.at(scored.source)}/"):
+        raise ConfigError(f"--to {to.name}: the result would be one of the tables in {scored.source}; give a folder beside it")
     source, truth = Source.of(scored.source), Truth.of(dataset, scored.split, scored.candidates)
     folder, of_users = to.evaluation(scored.split), split_metrics(names)[0]
     users = UserParts(folder, "recommendations.parts", 0, of_users)

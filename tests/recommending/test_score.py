@@ -247,6 +247,15 @@ def test_recommendations_that_are_not_complete_are_refused(work: Path, tmp_path:
         scored(work / "lists-1", work / "dataset", work / "pop-1")
 
 
+@pytest.mark.parametrize("to", ["shards", "shards/deeper"])
+def test_a_result_among_the_recommendations_is_refused(work: Path, tmp_path: Path, to: str) -> None:
+    (tmp_path / "shards").mkdir()
+    write(tmp_path / "shards" / "part-0.csv", drawn())
+    with pytest.raises(ConfigError, match=r"the result would be one of the tables in .*shards; give a folder beside it"):
+        scored(tmp_path / "shards", work / "dataset", tmp_path / to)
+    scored(tmp_path / "shards", work / "dataset", tmp_path / "shards-scored")
+
+
 def test_auc_is_refused_as_a_file_does_not_hold_all_candidates(work: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--metric auc: it compares all candidates"):
         scored("peer.csv", work / "dataset", tmp_path / "peer", ("ndcg@5", "auc"))
