@@ -8,9 +8,9 @@ from sibra_dist.config import Config
 from sibra_dist.data.dataset import Candidates
 from sibra_dist.data.presence import Shares
 from sibra_dist.errors import nearest
-from sibra_dist.evaluation.metrics import KNOWN_METRICS, at_cutoffs, is_metric
+from sibra_dist.evaluation.metrics import KNOWN_METRICS, LARGEST_CUTOFF, at_cutoffs, is_metric
 
-Cutoff = Annotated[int, Field(ge=1)]
+Cutoff = Annotated[int, Field(ge=1, le=LARGEST_CUTOFF)]
 
 
 class EvaluationConfig(Config):

@@ -57,6 +57,8 @@ FEATURE_METRICS: dict[str, FeatureMetric] = {"ild": user_metrics.ild}
 """The metrics of users that are named with a feature: `ild:genres`."""
 OVER_ALL_CANDIDATES = ("auc",)
 """The metrics that compare all candidates, rather than read the first k: they have no cutoff."""
+LARGEST_CUTOFF = 10_000
+"""Lists are held for a tile of users at a time: memory grows with the cutoff."""
 KNOWN_METRICS = (*USER_METRICS, *CATALOG_METRICS, *(f"{name}:FEATURE" for name in FEATURE_METRICS))
 
 
@@ -74,7 +76,7 @@ def is_metric(name: str) -> bool:
 
 
 def parse_metric(metric: str) -> tuple[str, int]:
-    """Split `name@k` into a known name and its cutoff, a positive whole number; 0 for a metric that has none.
+    """Split `name@k` into a known name and its cutoff, a whole number from 1 to `LARGEST_CUTOFF`; 0 for a metric that has none.
 
     >>> parse_metric("ndcg@10")
     ('ndcg', 10)
@@ -91,8 +93,10 @@ def parse_metric(metric: str) -> tuple[str, int]:
         if at:
             raise ConfigError(f"the metric {metric!r} is over all candidates, so it has no cutoff; write {name}")
         return name, 0
-    if not re.fullmatch("[1-9][0-9]*", cutoff):
-        raise ConfigError(f"the metric {metric!r} needs a cutoff that is a positive whole number; write for example {name}@10")
+    if not re.fullmatch("[1-9][0-9]{0,9}", cutoff) or int(cutoff) > LARGEST_CUTOFF:
+        raise ConfigError(
+            f"the metric {metric!r} needs a cutoff that is a whole number from 1 to {LARGEST_CUTOFF}; write for example {name}@10"
+        )
     return name, int(cutoff)
 
 
