@@ -95,7 +95,7 @@ def parse_metric(metric: str) -> tuple[str, int]:
         return name, 0
     if not re.fullmatch("[1-9][0-9]{0,9}", cutoff) or int(cutoff) > LARGEST_CUTOFF:
         raise ConfigError(
-            f"the metric {metric!r} needs a cutoff that is a whole number from 1 to {LARGEST_CUTOFF}; write for example {name}@10"
+            f"the metric {metric!r} needs a cutoff, a whole number from 1 to {LARGEST_CUTOFF}; write for example {name}@10"
         )
     return name, int(cutoff)
 
