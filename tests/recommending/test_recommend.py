@@ -174,7 +174,7 @@ def test_ranks_change_no_byte(runs: dict[str, RunFolder], tmp_path: Path, monkey
     assert files(tmp_path / "two") == files(tmp_path / "expected")
     shards = sorted((tmp_path / "two" / "recommendations").iterdir())
     shards[1].unlink()
-    on_ranks(3, runs["single_branch"], asked, tmp_path / "two")
+    on_ranks(4, runs["single_branch"], asked, tmp_path / "two")
     assert files(tmp_path / "two") == files(tmp_path / "expected")
 
 
