@@ -104,7 +104,9 @@ def test_the_manifest_lists_all_there_is_with_checksums(runs: dict[str, RunFolde
         )
         for one in exported.towers["items"].inputs
     }
-    assert program(torch.zeros(2, count, dtype=torch.bool), given).shape == (2, exported.embedding_size)
+    embedded = program(torch.zeros(2, count, dtype=torch.bool), given)
+    assert embedded.shape == (2, exported.embedding_size)
+    assert not embedded.requires_grad
 
 
 @pytest.mark.parametrize("name", ["dot", "cosine", "mf"])
