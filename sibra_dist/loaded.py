@@ -57,8 +57,9 @@ def load_run(path: str | Path, dataset: str | None = None, device: Literal["auto
         device: where the model computes; `auto`: on a GPU, if there is one.
 
     Raises:
-        SibraError: no trained model or no dataset is there, or one of them is damaged.
+        SibraError: no trained model or no dataset is there, one of them is damaged, or there is no such device.
     """
+    _require("device", device, ("auto", "cpu", "cuda"))
     folder, config, opened = open_run(path, dataset)
     model, _ = folder.load_best(opened, pick_device(device))
     return LoadedRun(folder, config, opened, model)
@@ -209,7 +210,7 @@ def _given(table: Table) -> Given:
         return read_table(str(table))
     try:
         return Given("the table", "", pa.table(table))
-    except (pa.ArrowException, TypeError, ValueError) as error:
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise SourceError(f"no table can be made of what was given ({error}); give columns by name") from error
 
 

@@ -102,8 +102,11 @@ def test_bad_requests_are_one_error(run: LoadedRun) -> None:
         run.recommend(k=0)
     with pytest.raises(ConfigError, match="exclude is 'all'; it can be seen or none"):
         run.recommend(exclude="all")  # type: ignore[arg-type]
-    with pytest.raises(SourceError, match="no table can be made of what was given"):
-        run.embed_items(7)  # type: ignore[arg-type]
+    for table in (7, {"item_id": [2**70]}):
+        with pytest.raises(SourceError, match="no table can be made of what was given"):
+            run.embed_items(table)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="device is 'tpu'; it can be auto or cpu or cuda"):
+        load_run(run.folder.path, device="tpu")  # type: ignore[arg-type]
     with pytest.raises(AttributeError, match="has no attribute 'load_runs'"):
         sibra_dist.load_runs  # type: ignore[attr-defined]  # noqa: B018
 

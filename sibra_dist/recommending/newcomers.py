@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -260,4 +260,11 @@ def _read_json(content: bytes) -> pa.Table:
             raise ValueError(f"line {number} is no JSON object")
         rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row)
-    return pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
+    return pa.table({name: _column_of(rows, name) for name in names})
+
+
+def _column_of(rows: list[dict[str, Any]], name: str) -> pa.Array:
+    try:
+        return pa.array([row.get(name) for row in rows])
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        raise ValueError(f"column {name}: {error}") from error
