@@ -57,8 +57,9 @@ def load_run(path: str | Path, dataset: str | None = None, device: Literal["auto
         device: where the model computes; `auto`: on a GPU, if there is one.
 
     Raises:
-        SibraError: no trained model or no dataset is there, or one of them is damaged.
+        SibraError: no trained model or no dataset is there, one of them is damaged, or there is no such device.
     """
+    _require("device", device, ("auto", "cpu", "cuda"))
     folder, config, opened = open_run(path, dataset)
     model, _ = folder.load_best(opened, pick_device(device))
     return LoadedRun(folder, config, opened, model)
@@ -121,7 +122,7 @@ class LoadedRun:
 
         Raises:
             SourceError: a user is not known.
-            ConfigError: a word is none of those above, or k is less than 1.
+            ConfigError: a word is none of those above, `users` is no list, or k is less than 1.
             NotANumberError: a score is NaN.
         """
         _require("exclude", exclude, (SEEN, NONE))
@@ -167,7 +168,7 @@ class LoadedRun:
         embeddings = unit_length(self._item_embeddings.float())
         cosines = embeddings[index] @ embeddings.T
         cosines[index] = MASKED
-        best = top_k(cosines[None], k)
+        best = top_k(cosines[None], min(k, len(cosines)))
         there = best.items[0] != NO_CANDIDATE
         found, similarities = best.items[0][there].cpu().numpy(), best.scores[0][there].cpu().numpy()
         ids = self.dataset.ids("items").take(pa.array(found))
@@ -191,6 +192,8 @@ class LoadedRun:
 
     def _find(self, side: Side, ids: Sequence[Id]) -> Entities:
         """The entities with some ids, in their order."""
+        if isinstance(ids, str):
+            raise ConfigError(f"{side} is the text {ids!r}; give a list of ids, such as [{ids!r}]")
         known, wanted = self.dataset.ids(side), pa.array([str(given) for given in ids], pa.string())
         found = positions(wanted, known)
         if (found < 0).any():
@@ -207,7 +210,7 @@ def _given(table: Table) -> Given:
         return read_table(str(table))
     try:
         return Given("the table", "", pa.table(table))
-    except (pa.ArrowException, TypeError, ValueError) as error:
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise SourceError(f"no table can be made of what was given ({error}); give columns by name") from error
 
 

@@ -43,7 +43,7 @@ def test_recommendations_are_those_of_the_command(run: LoadedRun, tmp_path: Path
     ]
     assert run.recommend([], 7).num_rows == 0
     assert run.recommend(k=7, candidates="new").num_rows == 0
-    assert run.recommend(["u0002"], 100, exclude="none").num_rows == 80
+    assert run.recommend(["u0002"], 10**15, exclude="none").num_rows == 80
 
 
 def test_embeddings_are_the_models(run: LoadedRun) -> None:
@@ -82,7 +82,7 @@ def test_similar_items_are_those_of_the_largest_cosine(run: LoadedRun) -> None:
     np.testing.assert_allclose(found["similarity"], cosines[best], rtol=1e-4, atol=1e-6)
     assert set(found["item_id"]) == {f"i{item:04}" for item in best}
     assert found["rank"] == [1, 2, 3, 4, 5]
-    assert run.similar_items("i0013", 500).num_rows == 79
+    assert run.similar_items("i0013", 10**15).num_rows == 79
 
 
 def test_what_was_refused_is_told(run: LoadedRun, caplog: pytest.LogCaptureFixture) -> None:
@@ -96,12 +96,17 @@ def test_bad_requests_are_one_error(run: LoadedRun) -> None:
         run.recommend(["u0001", "nobody"])
     with pytest.raises(SourceError, match="knows no item '7'"):
         run.similar_items(7)
+    with pytest.raises(ConfigError, match=r"users is the text 'u0001'; give a list of ids, such as \['u0001'\]"):
+        run.recommend("u0001")
     with pytest.raises(ConfigError, match="k is 0; ask for 1 or more"):
         run.recommend(k=0)
     with pytest.raises(ConfigError, match="exclude is 'all'; it can be seen or none"):
         run.recommend(exclude="all")  # type: ignore[arg-type]
-    with pytest.raises(SourceError, match="no table can be made of what was given"):
-        run.embed_items(7)  # type: ignore[arg-type]
+    for table in (7, {"item_id": [2**70]}):
+        with pytest.raises(SourceError, match="no table can be made of what was given"):
+            run.embed_items(table)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="device is 'tpu'; it can be auto or cpu or cuda"):
+        load_run(run.folder.path, device="tpu")  # type: ignore[arg-type]
     with pytest.raises(AttributeError, match="has no attribute 'load_runs'"):
         sibra_dist.load_runs  # type: ignore[attr-defined]  # noqa: B018
 

@@ -49,7 +49,7 @@ def lists_of(column: pa.Array, told: str) -> pa.Array:
     elif not _is_list(column.type):
         raise _misfit(told, column.type, f"it should hold lists, or text with {SEPARATOR} between the elements")
     rows, elements = _flat(column)
-    texts = elements.cast(pa.string())
+    texts = _as_text(elements, column.type, told, "its elements should be texts or numbers")
     kept = pc.fill_null(pc.not_equal(texts, ""), False)
     return lists(rows[kept.to_numpy(zero_copy_only=False)], texts.filter(kept), len(column))
 
@@ -100,10 +100,8 @@ def feature_values(column: pa.Array, spec: FeatureSpec, told: str) -> tuple[pa.A
     """
     none = np.zeros(len(column), bool)
     if spec.encoder is not None:
-        if _is_list(column.type) or pa.types.is_nested(column.type):
-            raise _misfit(told, column.type, "it should hold texts, which are encoded as those of the dataset were")
-        texts = pc.utf8_trim(column.cast(pa.string()), " ")
-        return _unless_empty(texts), none, none
+        texts = _as_text(column, column.type, told, "it should hold texts, which are encoded as those of the dataset were")
+        return _unless_empty(pc.utf8_trim(texts, " ")), none, none
     if spec.kind == "category":
         kind = column.type
         if not (_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
@@ -144,6 +142,13 @@ def _flat(column: pa.Array) -> tuple[npt.NDArray[np.int64], pa.Array]:
     """The elements of lists, and the row of each."""
     lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
     return np.repeat(np.arange(len(column)), lengths), column.drop_null().flatten()
+
+
+def _as_text(values: pa.Array, kind: pa.DataType, told: str, expected: str) -> pa.Array:
+    try:
+        return values.cast(pa.string())
+    except pa.ArrowException as error:
+        raise _misfit(told, kind, expected) from error
 
 
 def _unless_empty(texts: pa.Array) -> pa.Array:

@@ -16,7 +16,7 @@ from sibra_dist.data.dataset import Dataset, open_dataset
 from sibra_dist.data.manifest import SIDES, Shard, Side
 from sibra_dist.data.publish import write_shard, writing
 from sibra_dist.data.storage import Place
-from sibra_dist.errors import ConfigError, SibraError, TrainingError
+from sibra_dist.errors import CheckpointError, ConfigError, SibraError, TrainingError
 from sibra_dist.exporting.folder import ID_COLUMNS, REMEDY, begin, complete_side, shard_table, width_of
 from sibra_dist.exporting.index import require_faiss, write_index
 from sibra_dist.exporting.manifest import SCORE_FORMULAS, Exported, ExportRequest, TowerProgram
@@ -188,7 +188,9 @@ def _complete(
     towers: dict[Side, TowerProgram] = {}
     if request.towers:
         # Anew, whole and on the CPU: this one may be on a GPU, or have a part of the tables.
-        whole, _ = run.load_named_best(embedding.dataset.to(torch.device("cpu")), torch.device("cpu"))
+        whole, name = run.load_named_best(embedding.dataset.to(torch.device("cpu")), torch.device("cpu"))
+        if name != request.checkpoint:
+            raise CheckpointError(f"{run.name} is being trained, and its best model is another one by now; export it again")
         for side in SIDES:
             tower = whole.tower(items=side == "items")
             assert tower is not None

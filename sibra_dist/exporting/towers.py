@@ -34,7 +34,7 @@ def write_tower(place: Place, side: Side, tower: Tower) -> TowerProgram:
 
 def trace(tower: Tower) -> ExportedProgram:
     """The program of a tower, for any number of entities and of entries of their lists."""
-    tower.eval()
+    tower.eval().requires_grad_(False)  # so that what it gives has no gradient either
     told = tower.inputs()
     present = torch.ones(EXAMPLES["n"], len(told), dtype=torch.bool)
     sizes = {"n": Dim("n"), **{modality: Dim(f"entries{number}") for number, modality in enumerate(told)}}

@@ -30,7 +30,7 @@ class Pop(Recommender):
 
     def encode_users(self, users: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
         """Ones [n, 1]."""
-        return torch.ones(users.numel(), 1, device=users.device)
+        return torch.ones(users.numel(), 1, device=self.popularity.device)
 
     def encode_items(self, items: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
         """Popularities [n, 1]."""
@@ -61,11 +61,11 @@ class Random(Recommender):
 
     def encode_users(self, users: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
         """The users themselves, int64 [n, 1]."""
-        return users[:, None]
+        return users[:, None].to(self.key.device)
 
     def encode_items(self, items: Tensor, hidden: Hidden = NOTHING_HIDDEN) -> Tensor:
         """The items themselves, int64 [n, 1]."""
-        return items[:, None]
+        return items[:, None].to(self.key.device)
 
     @property
     def score_name(self) -> None:

@@ -104,7 +104,7 @@ def readable(file: str) -> Iterator[None]:
     """Turn whatever is wrong with the content of a file into one error."""
     try:
         yield
-    except (pa.ArrowException, ValueError) as error:
+    except (pa.ArrowException, ValueError, OverflowError, RecursionError, OSError) as error:
         said = " ".join(str(error).split())[:200].rstrip(".")
         raise SourceError(f"{file} cannot be read: {said}. Check that it is of the kind that its name says") from error
 
@@ -153,10 +153,15 @@ def find_pairs(listing: Listing, users: pa.ChunkedArray, items: pa.ChunkedArray)
         )
         for row in np.flatnonzero(~used).tolist()
     ]
-    pairs = np.unique(user[used] * len(items) + item[used])
-    holders, lengths = np.unique(pairs // len(items), return_counts=True)
+    return by_user(user[used], item[used], len(items)), refused
+
+
+def by_user(users: Numbers, items: Numbers, num_items: int) -> tuple[Tensor, Csr]:
+    """Pairs of users and items, each once: the users, int64 ascending, and their items, a row each of those users."""
+    pairs = np.unique(users * num_items + items)
+    holders, lengths = np.unique(pairs // num_items, return_counts=True)
     indptr = torch.from_numpy(np.concatenate([[0], lengths.cumsum()]).astype(np.int64))
-    return (torch.from_numpy(holders), Csr(indptr, torch.from_numpy((pairs % len(items)).astype(np.int32)))), refused
+    return torch.from_numpy(holders), Csr(indptr, torch.from_numpy((pairs % num_items).astype(np.int32)))
 
 
 def count_rejected(refused: Sequence[Rejected]) -> dict[str, int]:

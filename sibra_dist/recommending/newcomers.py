@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +82,7 @@ def read_table(file: str) -> Given:
             rows = _read_json(content)
         elif suffix == PARQUET:
             rows = pq.read_table(pa.BufferReader(content))
+            rows.validate(full=True)  # that text is text
         else:
             raise SourceError(f"{file} is no table of a kind that its name says: give a .csv, .tsv, .jsonl or .parquet")
     return Given(file, hashlib.sha256(content).hexdigest(), rows)
@@ -251,9 +252,19 @@ def _read_json(content: bytes) -> pa.Table:
     for number, line in enumerate(content.decode("utf-8-sig").split("\n"), 1):
         if not line.strip():
             continue
-        row = json.loads(line)
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number}, column {error.colno}: {error.msg}") from error
         if not isinstance(row, dict):
             raise ValueError(f"line {number} is no JSON object")
         rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row)
-    return pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
+    return pa.table({name: _column_of(rows, name) for name in names})
+
+
+def _column_of(rows: list[dict[str, Any]], name: str) -> pa.Array:
+    try:
+        return pa.array([row.get(name) for row in rows])
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        raise ValueError(f"column {name}: {error}") from error

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sibra_dist import __version__
-from sibra_dist.data.dataset import Dataset, open_dataset, pairs_of
+from sibra_dist.data.dataset import Csr, Dataset, open_dataset, pairs_of
 from sibra_dist.data.manifest import Shard, Side
 from sibra_dist.data.publish import write_shard, writing
 from sibra_dist.data.storage import Place
@@ -28,6 +28,7 @@ from sibra_dist.recommending.listings import (
     USER,
     Entities,
     Rejected,
+    by_user,
     count_rejected,
     find_pairs,
     find_users,
@@ -60,7 +61,7 @@ class Asked:
     users: str = ALL
     """`all`; `new`: those of `new_users`; or a file that lists some of either."""
     exclude: str = SEEN
-    """`seen`: what is known of a user, in any split; `none`; or a file of pairs."""
+    """`seen`: what is known of a user, in any split and by the tables; `none`; or a file of pairs."""
     candidates: str = ALL
     """`all` items, or `new`: those of `new_items`."""
     new_users: str | None = None
@@ -135,7 +136,8 @@ class Ranking:
                 mask_(tile, rows, items, start)
             return tile
 
-        return rank(scores, len(embeddings), self.k, ITEM_TILE)
+        # Places that no candidate can fill would take memory.
+        return rank(scores, len(embeddings), min(self.k, len(embeddings)), ITEM_TILE)
 
 
 @torch.inference_mode()
@@ -243,9 +245,19 @@ def _users(asked: Asked, dataset: Dataset) -> tuple[Entities, str, list[Rejected
 
 
 def seen_in(dataset: Dataset) -> Excluded:
-    """What is known of users, in any split."""
+    """What is known of users, in any split, and what is told of new items."""
     tested = partial(pairs_of, *dataset.held_out["test"])
-    return lambda users: [*dataset.masked("test", users), tested(users)]
+    told = partial(pairs_of, *_told_of_new_items(dataset))
+    return lambda users: [*dataset.masked("test", users), tested(users), told(users)]
+
+
+def _told_of_new_items(dataset: Dataset) -> tuple[Tensor, Csr]:
+    """The users that new items name, int64 ascending, and those items, a row each of these users."""
+    first, histories = dataset.items.known, dataset.items.histories
+    indptr = histories.indptr[first:]
+    items = torch.arange(first, dataset.items.count).repeat_interleave(indptr.diff())
+    users = histories.indices[int(indptr[0]) :].long()
+    return by_user(users.numpy(), items.numpy(), dataset.items.count)
 
 
 def entities_of(dataset: Dataset, side: Side, which: str) -> Entities:

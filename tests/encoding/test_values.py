@@ -63,9 +63,12 @@ def test_another_number_of_numbers_is_told() -> None:
     [
         (CATEGORY, [1.5], "a category is text, a whole number or true/false"),
         (TAGS, [1], "it should hold lists"),
+        (TAGS, [[{"a": 1}]], "its elements should be texts or numbers"),
         (PAIR, [{"a": 1}], "it should hold numbers"),
         (PAIR, [["1", "2"]], "it should hold numbers"),
         (TEXT, [["a"]], "it should hold texts"),
+        (TEXT, [{"a": 1}], "it should hold texts"),
+        (TEXT, [b"\xff"], "it should hold texts"),
     ],
 )
 def test_a_column_of_another_type_is_refused(spec: FeatureSpec, column: list[Any], expected: str) -> None:

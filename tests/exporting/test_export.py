@@ -15,7 +15,7 @@ from sibra_dist.cli import main
 from sibra_dist.data.dataset import Dataset, open_dataset
 from sibra_dist.data.manifest import SIDES, Side, sha256_of
 from sibra_dist.data.storage import Place
-from sibra_dist.errors import ConfigError, DatasetError, TrainingError
+from sibra_dist.errors import CheckpointError, ConfigError, DatasetError, TrainingError
 from sibra_dist.exporting import export as module
 from sibra_dist.exporting import index as index_module
 from sibra_dist.exporting.export import Asked, export
@@ -104,7 +104,9 @@ def test_the_manifest_lists_all_there_is_with_checksums(runs: dict[str, RunFolde
         )
         for one in exported.towers["items"].inputs
     }
-    assert program(torch.zeros(2, count, dtype=torch.bool), given).shape == (2, exported.embedding_size)
+    embedded = program(torch.zeros(2, count, dtype=torch.bool), given)
+    assert embedded.shape == (2, exported.embedding_size)
+    assert not embedded.requires_grad
 
 
 @pytest.mark.parametrize("name", ["dot", "cosine", "mf"])
@@ -196,6 +198,20 @@ def test_what_was_interrupted_is_made_anew_and_has_no_manifest_before(
     assert MANIFEST not in files(tmp_path / "to")
     export(runs["mf"], Asked(), Place.at(tmp_path / "to"))
     assert files(tmp_path / "to") == files(tmp_path / "expected")
+
+
+def test_towers_are_those_of_the_embeddings_though_training_goes_on(
+    runs: dict[str, RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, names = RunFolder.load_named_best, iter(("first", "second"))
+
+    def of_now(self: RunFolder, *arguments: Any) -> tuple[Recommender, str]:
+        return load(self, *arguments)[0], next(names)
+
+    monkeypatch.setattr(RunFolder, "load_named_best", of_now)
+    with pytest.raises(CheckpointError, match="its best model is another one by now; export it again"):
+        export(runs["mf"], Asked(towers=True), Place.at(tmp_path))
+    assert MANIFEST not in files(tmp_path)
 
 
 def test_a_file_that_was_cut_short_is_made_again(runs: dict[str, RunFolder], tmp_path: Path) -> None:

@@ -50,6 +50,14 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> OpenPlanted:
     return open_planted
 
 
+@pytest.mark.parametrize("name", ["pop", "random"])
+def test_baselines_embed_on_their_device_wherever_the_data_are(planted: OpenPlanted, name: str) -> None:
+    model = build({"type": name}, planted("random")).to("meta")
+    users, items = model.encode_users(torch.arange(3)), model.encode_items(torch.arange(4))
+    assert (users.device.type, items.device.type) == ("meta", "meta")
+    assert model.score(users, items).shape == (3, 4)
+
+
 @pytest.fixture(params=["random", "cold_item"])
 def dataset(request: pytest.FixtureRequest, planted: OpenPlanted) -> Dataset:
     return planted(request.param)

@@ -1,6 +1,7 @@
 """Recommendations to users, and of items, that the dataset does not have."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,19 @@ BAD_TABLES = {
     ),
     "twice": ("items.csv", "item_id,tags,tags\na,any,any\n", "has two columns tags"),
     "no object": ("items.jsonl", '{"item_id": "a", "tags": ["any"]}\n[]\n', "line 2 is no JSON object"),
-    "no JSON": ("items.jsonl", "item_id\n", "cannot be read: Expecting value"),
-    "two types": ("items.jsonl", '{"item_id": "a", "tags": ["any"]}\n{"item_id": "b", "tags": 7}\n', "cannot be read: "),
+    "no JSON": ("items.jsonl", '{"item_id": "a", "tags": []}\n{"item_id": }\n', "read: line 2, column 13: Expecting value"),
+    "large number": ("items.jsonl", '{"item_id": ' + "9" * 30 + ', "tags": ["any"]}\n', "read: column item_id: .*too large"),
+    "deep": ("items.jsonl", '{"item_id": "a", "tags": ' + "[" * 100_000 + "\n", "items.jsonl cannot be read: "),
+    "objects": (
+        "items.jsonl",
+        '{"item_id": "a", "tags": [{"name": "any"}]}\n',
+        "tags of .* elements should be texts or numbers",
+    ),
+    "two types": (
+        "items.jsonl",
+        '{"item_id": "a", "tags": ["any"]}\n{"item_id": "b", "tags": 7}\n',
+        "cannot be read: column tags: ",
+    ),
     "type": ("items.jsonl", '{"item_id": 1.5, "tags": ["any"]}\n', "item_id of .* has type double: an id is text or a whole"),
     "no row": ("items.csv", "item_id,tags\n", "none of the 0 rows of .* can be used; check that table"),
     "no good row": ("items.csv", "item_id,tags\ni0001,any\n", "can be used, for example: id is in the dataset already"),
@@ -180,6 +192,17 @@ def test_what_a_new_user_has_seen_is_not_recommended(run: RunFolder, dataset: Da
     asked = Asked(ITEMS, users="new", new_users=str(tmp_path / "users.csv"))
     recommend(run, asked, Place.at(tmp_path / "to"))
     assert sorted(row["item_id"] for row in rows(tmp_path / "to")) == [f"i{item:04}" for item in range(1, ITEMS, 2)]
+
+
+def test_a_new_item_is_not_recommended_to_whom_its_table_names(run: RunFolder, tmp_path: Path) -> None:
+    lines = ["a,u0007|u0002", "b,u0007|nobody", "c,"]
+    (tmp_path / "items.csv").write_text("item_id,interactions\n" + "\n".join(lines) + "\n")
+    (tmp_path / "users.txt").write_text("u0007\nu0002\nu0001\n")
+    asked = Asked(3, users=str(tmp_path / "users.txt"), candidates="new", new_items=str(tmp_path / "items.csv"))
+    recommend(run, asked, Place.at(tmp_path / "to"))
+    found = sorted((row["user_id"], row["item_id"]) for row in rows(tmp_path / "to"))
+    assert found == [("u0001", "a"), ("u0001", "b"), ("u0001", "c"), ("u0002", "b"), ("u0002", "c"), ("u0007", "c")]
+    assert recommend(run, replace(asked, exclude="none"), Place.at(tmp_path / "all")).rows == 9
 
 
 def test_what_was_refused_is_kept_and_another_table_is_another_request(run: RunFolder, tmp_path: Path) -> None:
