@@ -166,7 +166,7 @@ def on_ranks(world: int, run: RunFolder, asked: Asked, to: Path) -> None:
 
 @pytest.mark.slow
 def test_ranks_change_no_byte(runs: dict[str, RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor do those that go on with what another number of them has begun, five shards being no multiple of three."""
+    """Nor do those that go on with what another number of them has begun, five shards being a multiple of neither."""
     monkeypatch.setattr(embedding, "ENCODE_TILE", 16)
     asked = with_newcomers(runs["single_branch"], tmp_path)
     recommend(runs["single_branch"], asked, Place.at(tmp_path / "expected"))
