@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sibra_dist.data.dataset import Dataset
 from sibra_dist.data.manifest import Side
+from sibra_dist.data.results import ID_COLUMNS
 from sibra_dist.errors import ConfigError, SourceError
 from sibra_dist.evaluation.embedding import ENCODE_TILE, embed_items
 from sibra_dist.evaluation.ranking import MASKED, NO_CANDIDATE, top_k
@@ -25,7 +26,7 @@ from sibra_dist.models.base import Recommender
 from sibra_dist.models.linear import unit_length
 from sibra_dist.recommending.listings import ITEM, Entities, Rejected, count_rejected, positions
 from sibra_dist.recommending.manifest import USERS_PER_SHARD
-from sibra_dist.recommending.newcomers import ID_OF, Given, join, read_table, require_embeddings
+from sibra_dist.recommending.newcomers import Given, join, read_table, require_embeddings
 from sibra_dist.recommending.recommend import ALL, NEW, NONE, SCHEMA, SEEN, Ranking, entities_of, seen_in
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.placement import pick_device
@@ -188,7 +189,7 @@ class LoadedRun:
         embed: Callable[[Tensor], Tensor] = run.model.encode_users if side == "users" else run.model.encode_items
         embedded = torch.cat([embed(tile) for tile in entities.indices.split(ENCODE_TILE)]).float().cpu()
         column = pa.FixedSizeListArray.from_arrays(pa.array(embedded.numpy().reshape(-1)), embedded.shape[1])
-        return pa.table({ID_OF[side]: entities.ids, "embedding": column})
+        return pa.table({ID_COLUMNS[side]: entities.ids, "embedding": column})
 
     def _find(self, side: Side, ids: Sequence[Id]) -> Entities:
         """The entities with some ids, in their order."""

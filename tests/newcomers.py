@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from sibra_dist.data.dataset import Dataset
 from sibra_dist.data.manifest import Side, read_shard
-from sibra_dist.recommending.newcomers import ID_OF, INTERACTIONS, WEIGHTS
+from sibra_dist.data.results import ID_COLUMNS
+from sibra_dist.recommending.newcomers import INTERACTIONS, WEIGHTS
 
 
 def column(dataset: Dataset, table: str, name: str) -> list[Any]:
@@ -20,7 +21,7 @@ def told_again(dataset: Dataset, side: Side, entities: Sequence[int]) -> pa.Tabl
     """What a dataset knows of some users or items, with their ids after "new "."""
     other: Side = "items" if side == "users" else "users"
     ids, others = dataset.ids(side).to_pylist(), dataset.ids(other).to_pylist()
-    columns: dict[str, list[Any]] = {ID_OF[side]: [f"new {ids[entity]}" for entity in entities]}
+    columns: dict[str, list[Any]] = {ID_COLUMNS[side]: [f"new {ids[entity]}" for entity in entities]}
     for spec in dataset.manifest.features(side):
         stored = [column(dataset, side, spec.name)[entity] for entity in entities]
         words = spec.vocabulary

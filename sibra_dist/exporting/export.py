@@ -15,9 +15,10 @@ from sibra_dist import __version__
 from sibra_dist.data.dataset import Dataset, open_dataset
 from sibra_dist.data.manifest import SIDES, Shard, Side
 from sibra_dist.data.publish import write_shard, writing
+from sibra_dist.data.results import ID_COLUMNS
 from sibra_dist.data.storage import Place
 from sibra_dist.errors import CheckpointError, ConfigError, SibraError, TrainingError
-from sibra_dist.exporting.folder import ID_COLUMNS, REMEDY, begin, complete_side, shard_table, width_of
+from sibra_dist.exporting.folder import REMEDY, begin, complete_side, shard_table, width_of
 from sibra_dist.exporting.index import require_faiss, write_index
 from sibra_dist.exporting.manifest import SCORE_FORMULAS, Exported, ExportRequest, TowerProgram
 from sibra_dist.exporting.towers import write_tower

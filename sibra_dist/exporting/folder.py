@@ -15,13 +15,13 @@ from torch import Tensor
 
 from sibra_dist.data.manifest import Shard, Side, read_verified_shard
 from sibra_dist.data.publish import writing
+from sibra_dist.data.results import ID_COLUMNS
 from sibra_dist.data.storage import Place
 from sibra_dist.errors import DatasetError
 from sibra_dist.exporting.manifest import EMBEDDINGS, IDS, INDEX, MANIFEST, Exported, ExportedSide, ExportRequest, File
 
 REMEDY = "Make room, or name a folder that can be written, and give the command again"
 EMBEDDING = "embedding"
-ID_COLUMNS: dict[Side, str] = {"users": "user_id", "items": "item_id"}
 _OF_SIDE = rf"part-\d+-[0-9a-f]{{8}}\.parquet|{re.escape(EMBEDDINGS)}|{re.escape(IDS)}"
 OWN = re.compile(rf"{re.escape(MANIFEST)}|(users|items)/({_OF_SIDE})|towers/(users|items)\.pt2|{re.escape(INDEX)}")
 LEFTOVER = re.compile(r"((users|items|towers|index)/)?\.[^/]+\.[0-9a-f]{32}\.partial")

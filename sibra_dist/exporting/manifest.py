@@ -11,15 +11,11 @@
 Sides are `users` and `items`. A row's number is the index that the user or item has in the dataset.
 """
 
-import json
-from typing import Literal, Self
-
-from pydantic import ValidationError
+from typing import Literal
 
 from sibra_dist.config import Config
 from sibra_dist.data.manifest import Shard, Side
-from sibra_dist.data.storage import Place
-from sibra_dist.errors import DatasetError
+from sibra_dist.data.results import Request, ResultManifest
 from sibra_dist.models.base import ScoreName
 
 MANIFEST = "export.json"
@@ -31,20 +27,11 @@ SCORE_FORMULAS: dict[ScoreName | None, str] = {
 }
 
 
-class ExportRequest(Config):
-    """What was asked for: equal requests have equal files."""
+class ExportRequest(Request):
+    """What was asked for."""
 
-    dataset: str
-    """Digest of the dataset."""
-    checkpoint: str
-    """Name of the model's checkpoint; its digits at the end are those of one training."""
     index: bool
     towers: bool
-    package_version: str
-
-    def differences(self, other: "ExportRequest") -> list[str]:
-        """Names of what the two do not agree on."""
-        return [name for name in type(self).model_fields if getattr(self, name) != getattr(other, name)]
 
 
 class File(Config):
@@ -103,8 +90,10 @@ class NeighbourIndex(Config):
     sampled_users: int
 
 
-class Exported(Config):
+class Exported(ResultManifest):
     """The manifest of an exported model."""
+
+    file_name, what, command = MANIFEST, "exported model", "export"
 
     format_version: Literal[1] = 1
     request: ExportRequest
@@ -130,36 +119,3 @@ class Exported(Config):
             found += [*side.shards, side.embeddings, side.ids]
         found += [tower.file for tower in self.towers.values()]
         return found if self.index is None else [*found, self.index.file]
-
-    @classmethod
-    def read(cls, place: Place) -> Self | None:
-        """The manifest in a folder; None if there is none.
-
-        Raises:
-            DatasetError: it cannot be read.
-        """
-        try:
-            return cls.model_validate(json.loads(place.read(MANIFEST)))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValidationError, ValueError) as error:
-            raise DatasetError(
-                f"{place / MANIFEST} cannot be read: {' '.join(str(error).split())[:200]}. "
-                "Name another folder, or add --overwrite to replace what is there"
-            ) from error
-
-    @classmethod
-    def of(cls, place: Place) -> Self:
-        """The manifest in a folder.
-
-        Raises:
-            DatasetError: there is none, or it cannot be read.
-        """
-        found = cls.read(place)
-        if found is None:
-            raise DatasetError(f"{place} holds no exported model: it has no {MANIFEST}. Make it with `sibra-dist export`")
-        return found
-
-    def write(self, place: Place) -> None:
-        """Write it, whole or not at all; `OSError` if it cannot be written."""
-        place.write(MANIFEST, json.dumps(self.model_dump(mode="json"), indent=2).encode() + b"\n")

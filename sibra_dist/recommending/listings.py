@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from sibra_dist.data.dataset import Csr
+from sibra_dist.data.results import ID_COLUMNS
 from sibra_dist.data.storage import Place
 from sibra_dist.errors import DatasetError, SourceError, nearest
 
-USER, ITEM = "user_id", "item_id"
+USER, ITEM = ID_COLUMNS["users"], ID_COLUMNS["items"]
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 PARQUET = ".parquet"
 UNKNOWN_ID, DUPLICATE_ID = "unknown id", "duplicate id"

@@ -9,15 +9,10 @@ A shard has the recommendations of `USERS_PER_SHARD` users, the last one of fewe
 each user's best first. It is named by its number and the first 8 hexadecimal digits of its SHA-256, as a dataset's shards are.
 """
 
-import json
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import ValidationError
-
-from sibra_dist.config import Config
+from sibra_dist.data import results
 from sibra_dist.data.manifest import Shard
-from sibra_dist.data.storage import Place
-from sibra_dist.errors import DatasetError
 
 MANIFEST = "recommendations.json"
 TABLE = "recommendations"
@@ -26,13 +21,9 @@ USERS_PER_SHARD = 8192
 """Whatever the number of ranks and the size of tiles, so that shards depend on neither; k = 100 makes them some 5 MB."""
 
 
-class Request(Config):
-    """What recommendations were asked for: equal requests have equal shards."""
+class Request(results.Request):
+    """What recommendations were asked for."""
 
-    dataset: str
-    """Digest of the dataset."""
-    checkpoint: str
-    """Name of the model's checkpoint; its digits at the end are those of one training."""
     k: int
     users: str
     """`all`, `new`, or the SHA-256 of the file that lists them."""
@@ -45,15 +36,12 @@ class Request(Config):
     exclude: str
     """`seen`, `none`, or the SHA-256 of the file that lists them."""
     users_per_shard: int
-    package_version: str
-
-    def differences(self, other: "Request") -> list[str]:
-        """Names of what the two do not agree on."""
-        return [name for name in type(self).model_fields if getattr(self, name) != getattr(other, name)]
 
 
-class Recommended(Config):
+class Recommended(results.ResultManifest):
     """The manifest of a folder of recommendations."""
+
+    file_name, what, command = MANIFEST, "recommendations", "recommend"
 
     format_version: Literal[1] = 1
     request: Request
@@ -70,36 +58,3 @@ class Recommended(Config):
     def num_shards(self) -> int:
         """How many there are when all are."""
         return -(-self.users // self.request.users_per_shard)
-
-    @classmethod
-    def read(cls, place: Place) -> Self | None:
-        """The manifest in a folder; None if there is none.
-
-        Raises:
-            DatasetError: it cannot be read.
-        """
-        try:
-            return cls.model_validate(json.loads(place.read(MANIFEST)))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValidationError, ValueError) as error:
-            raise DatasetError(
-                f"{place / MANIFEST} cannot be read: {' '.join(str(error).split())[:200]}. "
-                "Name another folder, or add --overwrite to replace what is there"
-            ) from error
-
-    @classmethod
-    def of(cls, place: Place) -> Self:
-        """The manifest in a folder.
-
-        Raises:
-            DatasetError: there is none, or it cannot be read.
-        """
-        found = cls.read(place)
-        if found is None:
-            raise DatasetError(f"{place} holds no recommendations: it has no {MANIFEST}. Make them with `sibra-dist recommend`")
-        return found
-
-    def write(self, place: Place) -> None:
-        """Write it, whole or not at all; `OSError` if it cannot be written."""
-        place.write(MANIFEST, json.dumps(self.model_dump(mode="json"), indent=2).encode() + b"\n")

@@ -21,6 +21,7 @@ import torch
 from sibra_dist.data.dataset import Csr, Dataset
 from sibra_dist.data.manifest import FeatureSpec, Side
 from sibra_dist.data.newcomers import Newcomers, with_newcomers
+from sibra_dist.data.results import ID_COLUMNS
 from sibra_dist.encoding.features import ENCODERS, encode_vector, lists
 from sibra_dist.encoding.texts import read_fitted, text_encoder
 from sibra_dist.encoding.values import feature_values, ids_of, lists_of, numbers_of
@@ -29,12 +30,10 @@ from sibra_dist.models.base import Recommender
 from sibra_dist.models.encoders import ID
 from sibra_dist.recommending.listings import (
     DUPLICATE_ID,
-    ITEM,
     PARQUET,
     SEPARATORS,
     UNKNOWN_ITEM,
     UNKNOWN_USER,
-    USER,
     Rejected,
     content_of,
     positions,
@@ -48,7 +47,6 @@ logger = logging.getLogger("sibra_dist")
 INTERACTIONS, WEIGHTS = "interactions", "interactions.weights"
 """Columns of a table. Neither can be the name of a feature."""
 JSON_LINES = (".jsonl", ".ndjson", ".json")
-ID_OF: dict[Side, str] = {"users": USER, "items": ITEM}
 NO_ID, KNOWN_ID = "no id", "id is in the dataset already"
 BAD_NUMBER, UNEVEN = "not a finite number", "not as many numbers as the feature has"
 UNEVEN_WEIGHTS, BAD_WEIGHT = "weights are not one for each interaction", "weight is not a number up to 1e15"
@@ -129,7 +127,7 @@ def newcomers_of(given: Given, side: Side, dataset: Dataset) -> tuple[Newcomers,
     def refuse(rows: npt.NDArray[np.bool_], reason: str) -> None:
         reasons[rows & (reasons == "")] = reason
 
-    ids = ids_of(_column(given, ID_OF[side]), f"{ID_OF[side]} of {given.name}")
+    ids = ids_of(_column(given, ID_COLUMNS[side]), f"{ID_COLUMNS[side]} of {given.name}")
     refuse(ids.is_null().to_numpy(zero_copy_only=False), NO_ID)
     refuse(positions(ids, dataset.ids(side)) >= 0, KNOWN_ID)
     values = {}
@@ -207,11 +205,11 @@ def _require_columns(given: Given, side: Side, dataset: Dataset) -> None:
     names = given.rows.column_names
     features = [spec.name for spec in dataset.manifest.features(side)]
     weighted = "weights" in dataset.manifest.interaction_columns
-    read = [ID_OF[side], *features, INTERACTIONS, *([WEIGHTS] if weighted else [])]
+    read = [ID_COLUMNS[side], *features, INTERACTIONS, *([WEIGHTS] if weighted else [])]
     if twice := next((name for name in read if names.count(name) > 1), None):
         raise SourceError(f"{given.name} has two columns {twice}; keep one")
-    if ID_OF[side] not in names:
-        raise SourceError(f"{given.name} has no column {ID_OF[side]}; {nearest(ID_OF[side], names)}")
+    if ID_COLUMNS[side] not in names:
+        raise SourceError(f"{given.name} has no column {ID_COLUMNS[side]}; {nearest(ID_COLUMNS[side], names)}")
     if not set(names) & set(read[1:]):
         raise SourceError(f"{given.name} tells nothing of its {side}: a model reads {', '.join(read[1:])}; name its columns so")
     if weighted and INTERACTIONS in names and WEIGHTS not in names:
