@@ -141,7 +141,9 @@ def newcomers_of(given: Given, side: Side, dataset: Dataset) -> tuple[Newcomers,
         owners, numbers, _ = numbers_of(_column(given, WEIGHTS), f"{WEIGHTS} of {given.name}")
         there = ~np.isnan(numbers)
         weights = lists(owners[there], numbers[there], count)
-        refuse(_lengths(weights) != _lengths(others), UNEVEN_WEIGHTS)
+        # A gap among weights does not tell which interaction lacks one.
+        gaps = np.bincount(owners[~there], minlength=count) > 0
+        refuse((_lengths(weights) != _lengths(others)) | (gaps & (_lengths(others) > 0)), UNEVEN_WEIGHTS)
         refuse(np.bincount(owners[np.abs(numbers) > LARGEST_WEIGHT], minlength=count) > 0, BAD_WEIGHT)
     good = np.flatnonzero(reasons == "")
     codes = ids.take(pa.array(good)).dictionary_encode().indices.to_numpy()

@@ -142,14 +142,14 @@ def test_a_table_that_cannot_be_used_is_one_error(dataset: Dataset, tmp_path: Pa
 
 def test_interactions_have_weights_where_the_dataset_has(tmp_path: Path) -> None:
     dataset = open_dataset(write_planted(tmp_path / "dataset", columns=("weights",)))
-    lines = ["a,i0002|i0001|i0002,2|1|3", "b,,", "c,i0001,", "d,i0001,1|2", "e,i0001,1e16", "f,i0001|i0003,nan|1"]
+    lines = ["a,i0002|i0001|i0002,2|1|3", "b,,", "c,i0001,", "d,i0001,1|2", "e,i0001,1e16", "f,i0001|i0003,nan|1", "g,i0001||i0003,|1|2"]
     (tmp_path / "users.csv").write_text("user_id,interactions,interactions.weights\n" + "\n".join(lines))
     found, refused = newcomers_of(read_table(str(tmp_path / "users.csv")), "users", dataset)
     assert found.ids.to_pylist() == ["a", "b"]
     assert found.weights is not None
     assert (found.histories.indices.tolist(), found.weights.tolist()) == ([1, 2], [1, 2])
     uneven = "weights are not one for each interaction"
-    assert [record.reason for record in refused] == [uneven, uneven, "weight is not a number up to 1e15", uneven]
+    assert [record.reason for record in refused] == [uneven, uneven, "weight is not a number up to 1e15", uneven, uneven]
     (tmp_path / "users.csv").write_text("user_id,interactions\na,i0001\n")
     with pytest.raises(SourceError, match=r"interactions without weights, .* add a column interactions\.weights"):
         newcomers_of(read_table(str(tmp_path / "users.csv")), "users", dataset)
