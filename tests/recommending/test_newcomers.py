@@ -142,7 +142,8 @@ def test_a_table_that_cannot_be_used_is_one_error(dataset: Dataset, tmp_path: Pa
 
 def test_interactions_have_weights_where_the_dataset_has(tmp_path: Path) -> None:
     dataset = open_dataset(write_planted(tmp_path / "dataset", columns=("weights",)))
-    lines = ["a,i0002|i0001|i0002,2|1|3", "b,,", "c,i0001,", "d,i0001,1|2", "e,i0001,1e16", "f,i0001|i0003,nan|1", "g,i0001||i0003,|1|2"]
+    lines = ["a,i0002|i0001|i0002,2|1|3", "b,,", "c,i0001,", "d,i0001,1|2", "e,i0001,1e16"]
+    lines += ["f,i0001|i0003,nan|1", "g,i0001||i0003,|1|2"]
     (tmp_path / "users.csv").write_text("user_id,interactions,interactions.weights\n" + "\n".join(lines))
     found, refused = newcomers_of(read_table(str(tmp_path / "users.csv")), "users", dataset)
     assert found.ids.to_pylist() == ["a", "b"]
