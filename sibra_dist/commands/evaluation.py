@@ -1,6 +1,5 @@
 """The commands that evaluate and compare."""
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sibra_dist.commands.options import Workers
+from sibra_dist.commands.sharing import share
 from sibra_dist.errors import ConfigError
-from sibra_dist.terminal import console, counting
+from sibra_dist.terminal import console
 
 if TYPE_CHECKING:
     from sibra_dist.recommending.score import Scored
@@ -77,8 +77,8 @@ def evaluate(
     if EACH in (hide or ()):
         _evaluate_modalities(folder, settings, request, workers)
         return
-    _share(folder, settings, partial(evaluate_run, request=request), workers)
-    _show(read_evaluation(folder, request))
+    if share(folder, settings, partial(evaluate_run, request=request), workers, ("evaluating", "users")):
+        _show(read_evaluation(folder, request))
 
 
 def gap(
@@ -100,11 +100,10 @@ def gap(
 
     request = GapRequest(sample, str(Place.at(dataset)) if dataset else None)
     folder, settings, _ = open_run(run, request.dataset)
-    with counting("comparing", "embeddings") as show:
-        _share(folder, settings, partial(measure_gap, request=request), workers, progress=show)
-    result = read_gap(folder)
-    console.print(gap_table(result), soft_wrap=True)
-    console.print(f"plot  {folder.place / 'evaluation' / result['plot']}", soft_wrap=True)
+    if share(folder, settings, partial(measure_gap, request=request), workers, ("comparing", "embeddings")):
+        result = read_gap(folder)
+        console.print(gap_table(result), soft_wrap=True)
+        console.print(f"plot  {folder.place / 'evaluation' / result['plot']}", soft_wrap=True)
 
 
 def compare(
@@ -162,9 +161,8 @@ def _evaluate_modalities(folder: "RunFolder", settings: "TrainConfig", request: 
     from sibra_dist.report_modalities import modalities_table
     from sibra_dist.training.modalities import evaluate_modalities, read_modalities
 
-    with counting("evaluating", "rows") as show:
-        _share(folder, settings, partial(evaluate_modalities, request=request), workers, progress=show)
-    console.print(modalities_table(read_modalities(folder, request)), soft_wrap=True)
+    if share(folder, settings, partial(evaluate_modalities, request=request), workers, ("evaluating", "rows")):
+        console.print(modalities_table(read_modalities(folder, request)), soft_wrap=True)
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -173,13 +171,3 @@ def _show(result: dict[str, Any]) -> None:
 
     console.print(evaluation_table(result), soft_wrap=True)
     console.print(groups_table(result), soft_wrap=True)
-
-
-def _share(run: "RunFolder", settings: "TrainConfig", act: Callable[..., object], workers: int, **here: object) -> None:
-    """Have something done to a run in this process, with further arguments; or by Ray workers, which show nothing."""
-    if workers == 0:
-        act(run, **here)
-    else:
-        from sibra_dist.training.ray_train import share_on_ray
-
-        share_on_ray(run, settings, act, workers)

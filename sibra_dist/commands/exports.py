@@ -1,14 +1,13 @@
 """The command that writes a model's embeddings, index and towers."""
 
-from contextlib import nullcontext
 from functools import partial
 from typing import Annotated
 
 import typer
 
 from sibra_dist.commands.options import Workers
-from sibra_dist.errors import ConfigError
-from sibra_dist.terminal import console, counting
+from sibra_dist.commands.sharing import share
+from sibra_dist.terminal import console
 
 
 def export(
@@ -27,26 +26,14 @@ def export(
     from sibra_dist.exporting.export import Asked
     from sibra_dist.exporting.export import export as write
     from sibra_dist.exporting.manifest import Exported
-    from sibra_dist.training.launch import process_group
     from sibra_dist.training.run_folder import open_run
 
     place = Place.at(to)
     asked = Asked(index, towers, dataset, overwrite)
     folder, settings, _ = open_run(run, dataset)
-    with (
-        process_group(settings.training) as ranks,
-        counting("exporting to", "embeddings") if ranks.leads else nullcontext(lambda done, total: None) as show,
-    ):
-        if workers == 0:
-            written = write(folder, asked, place, show)
-        elif ranks.world > 1:
-            raise ConfigError("--workers starts workers with Ray, and these processes were started already: leave it out")
-        else:
-            from sibra_dist.training.ray_train import share_on_ray
-
-            share_on_ray(folder, settings, partial(write, asked=asked.anywhere(), to=place), workers)
-            written = Exported.of(place)
-    if ranks.leads:
+    act, away = partial(write, asked=asked, to=place), partial(write, asked=asked.anywhere(), to=place)
+    if share(folder, settings, act, workers, ("exporting to", "embeddings"), away):
+        written = Exported.of(place)
         sizes = " and ".join(f"{about.count:,} {side}" for side, about in written.sides.items())
         console.print(f"embeddings of {sizes}, {written.embedding_size} numbers each, are in {place}", soft_wrap=True)
         for side, tower in written.towers.items():

@@ -1,14 +1,13 @@
 """The command that writes recommendations."""
 
-from contextlib import nullcontext
 from functools import partial
 from typing import Annotated, Literal
 
 import typer
 
 from sibra_dist.commands.options import Workers
-from sibra_dist.errors import ConfigError
-from sibra_dist.terminal import console, counting
+from sibra_dist.commands.sharing import share
+from sibra_dist.terminal import console
 
 Candidates = Literal["all", "new"]
 
@@ -44,26 +43,14 @@ def recommend(
     from sibra_dist.recommending.manifest import REJECTED, Recommended
     from sibra_dist.recommending.recommend import Asked
     from sibra_dist.recommending.recommend import recommend as write
-    from sibra_dist.training.launch import process_group
     from sibra_dist.training.run_folder import open_run
 
     place = Place.at(to)
     asked = Asked(k, users, exclude, candidates, new_users, new_items, dataset, overwrite)
     folder, settings, _ = open_run(run, dataset)
-    with (
-        process_group(settings.training) as ranks,
-        counting("recommending to", "users") if ranks.leads else nullcontext(lambda done, total: None) as show,
-    ):
-        if workers == 0:
-            written = write(folder, asked, place, show)
-        elif ranks.world > 1:
-            raise ConfigError("--workers starts workers with Ray, and these processes were started already: leave it out")
-        else:
-            from sibra_dist.training.ray_train import share_on_ray
-
-            share_on_ray(folder, settings, partial(write, asked=asked.anywhere(), to=place), workers)
-            written = Recommended.of(place)
-    if ranks.leads:
+    act, away = partial(write, asked=asked, to=place), partial(write, asked=asked.anywhere(), to=place)
+    if share(folder, settings, act, workers, ("recommending to", "users"), away):
+        written = Recommended.of(place)
         console.print(f"{written.rows:,} recommendations to {written.users:,} users are in {place}", soft_wrap=True)
         for reason, count in written.rejected.items():
             console.print(f"not used  {count:,} {reason}: see {place / REJECTED}", soft_wrap=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sibra_dist.data.dataset import Candidates, Dataset, HeldOut, open_dataset
 from sibra_dist.data.presence import describe_hide, parse_hide
@@ -19,6 +20,7 @@ from sibra_dist.evaluation.metrics import split_metrics
 from sibra_dist.evaluation.per_user import UserParts, publish_users
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.placement import keep_freed_memory, pick_device
+from sibra_dist.training.progress import Counting, uncounted
 from sibra_dist.training.ranks import Ranks
 from sibra_dist.training.run_folder import RunFolder
 
@@ -70,7 +72,9 @@ class EvaluationRequest:
         return "-".join([what, *ranked, *(["without", *hidden] if hidden else [])])
 
 
-def evaluate_run(run: RunFolder, request: EvaluationRequest, device: torch.device | None = None) -> Evaluation:
+def evaluate_run(
+    run: RunFolder, request: EvaluationRequest, progress: Counting = uncounted, device: torch.device | None = None
+) -> Evaluation:
     """Evaluate a run's best model; rank 0 writes `evaluation/<split>/metrics.json` and `users.parquet`.
 
     Where there are ranks, all call this. A result that was there before stays as it is until all of the new one is known.
@@ -90,6 +94,13 @@ def evaluate_run(run: RunFolder, request: EvaluationRequest, device: torch.devic
     of_users, _ = split_metrics(names)
     folder, beside = run.evaluation(request.split), f"{request.name(config)}.parts"
     parts = UserParts(folder, beside, ranks.rank, of_users)
+    done, total = 0, len(dataset.held_out[request.split][0])
+
+    def add(users: Tensor, num_relevant: Tensor, values: Tensor) -> None:
+        nonlocal done
+        parts.add(users, num_relevant, values)
+        done += len(users) * ranks.world  # the others are as far as this one
+        progress(min(done, total), total)
 
     def publish() -> None:
         result = {
@@ -116,7 +127,7 @@ def evaluate_run(run: RunFolder, request: EvaluationRequest, device: torch.devic
             names=names,
             seed=config.seed,
             ranks=(ranks.rank, ranks.world),
-            each=parts.add,
+            each=add,
             item_cutoffs=settings.cutoffs,
         )
         parts.flush()

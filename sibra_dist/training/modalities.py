@@ -1,7 +1,6 @@
 """Judges the modalities of a run's best model: hidden in turn and alone, and how far apart their embeddings are."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,20 +14,15 @@ from sibra_dist.evaluation.gap_plot import draw, project
 from sibra_dist.evaluation.modalities import evaluate_each
 from sibra_dist.training.evaluation import EvaluationRequest, prefixed, write_result
 from sibra_dist.training.placement import keep_freed_memory, pick_device
+from sibra_dist.training.progress import Counting, uncounted
 from sibra_dist.training.ranks import Ranks
 from sibra_dist.training.run_folder import RunFolder
 
-Progress = Callable[[int, int], None]
-"""Told how much is done, and how much there is."""
 GAP, PLOT = "modality-gap.json", "modality-gap.svg"
 
 
-def no_progress(done: int, total: int) -> None:
-    """Tell nobody."""
-
-
 def evaluate_modalities(
-    run: RunFolder, request: EvaluationRequest, progress: Progress = no_progress, device: torch.device | None = None
+    run: RunFolder, request: EvaluationRequest, progress: Counting = uncounted, device: torch.device | None = None
 ) -> None:
     """Evaluate a run's best model with every modality hidden in turn and alone; rank 0 writes `modalities.json`.
 
@@ -85,7 +79,7 @@ class GapRequest:
 
 
 def measure_gap(
-    run: RunFolder, request: GapRequest, progress: Progress = no_progress, device: torch.device | None = None
+    run: RunFolder, request: GapRequest, progress: Counting = uncounted, device: torch.device | None = None
 ) -> None:
     """Measure the gap between the modalities of a run's best model; rank 0 writes `modality-gap.json` and `.svg`.
 

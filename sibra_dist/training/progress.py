@@ -6,6 +6,13 @@ from dataclasses import dataclass
 
 PROGRESS_SECONDS = 0.5
 
+Counting = Callable[[int, int], None]
+"""Told how much of something is done, and how much there is."""
+
+
+def uncounted(done: int, total: int) -> None:
+    """Tell nobody."""
+
 
 @dataclass(frozen=True)
 class Progress:

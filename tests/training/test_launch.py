@@ -16,6 +16,7 @@ from sibra_dist.data.dataset import open_dataset
 from sibra_dist.errors import ConfigError, TrainingStopped
 from sibra_dist.training.checkpoint import load_newest, published, step_of
 from sibra_dist.training.config import TrainConfig
+from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run
 from sibra_dist.training.launch import Workers, read_workers, train_here
 from sibra_dist.training.loop import LOOKING_STEPS, Trainer
 from sibra_dist.training.progress import Callbacks
@@ -206,6 +207,21 @@ def test_a_rank_that_waits_in_vain_says_for_whom(planted: Path, tmp_path: Path) 
     warned = said.index("no rank gets further: rank 0 is since")
     assert warned < said.index("error: rank 0 has waited")
     assert "in communicate of epoch 0, step 3; rank 1 is since" in said[warned:]
+
+
+def test_processes_that_are_started_together_evaluate_as_one(planted: Path, tmp_path: Path) -> None:
+    config, run = make_config(planted, model={"type": "pop"}), RunFolder(tmp_path / "run")
+    run.create(config, open_dataset(planted))
+    Trainer(config, open_dataset(planted), run).fit()
+    evaluate_run(run, EvaluationRequest())
+    folder = run.evaluation("test")
+    alone = {name: folder.read(name) for name in folder.files()}
+    folder.delete_all()
+    command = [*TOGETHER, "sibra_dist.cli", "evaluate", str(run.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_SECONDS, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("test split") == 1, "one of them tells of it"
+    assert {name: folder.read(name) for name in folder.files()} == alone
 
 
 def test_workers_are_a_number_or_two() -> None:
