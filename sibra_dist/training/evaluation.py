@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from sibra_dist.evaluation.findings import Evaluation
 from sibra_dist.evaluation.groups import GroupAverages, user_groupings
 from sibra_dist.evaluation.metrics import split_metrics
 from sibra_dist.evaluation.per_user import UserParts, publish_users
+from sibra_dist.models.base import Recommender
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.placement import keep_freed_memory, pick_device
 from sibra_dist.training.progress import Counting, uncounted
@@ -72,6 +73,34 @@ class EvaluationRequest:
         return "-".join([what, *ranked, *(["without", *hidden] if hidden else [])])
 
 
+class Best(NamedTuple):
+    """The best model of a run, with what it belongs to."""
+
+    config: TrainConfig
+    dataset: Dataset
+    model: Recommender
+    epoch: int
+
+
+def open_best(run: RunFolder, dataset: str | None, device: torch.device | None, ranks: Ranks) -> Best:
+    """Load the best model of a run, for much computing: a process on a CPU keeps the memory that it frees from now on.
+
+    Args:
+        run: with a trained model.
+        dataset: folder of the dataset, where it is not the one the run names.
+        device: by default what the run's configuration says.
+        ranks: all call this.
+
+    Raises:
+        SibraError: the run, its dataset or its best model cannot be used.
+    """
+    config = run.config()
+    opened = open_dataset(dataset or config.dataset)
+    model, epoch = run.load_best(opened, device or pick_device(config.training.device), ranks)
+    keep_freed_memory(model.device)
+    return Best(config, opened, model, epoch)
+
+
 def evaluate_run(
     run: RunFolder, request: EvaluationRequest, progress: Counting = uncounted, device: torch.device | None = None
 ) -> Evaluation:
@@ -84,10 +113,7 @@ def evaluate_run(
             cannot be written.
     """
     ranks = Ranks.current()
-    config = run.config()
-    dataset = open_dataset(request.dataset or config.dataset)
-    model, epoch = run.load_best(dataset, device or pick_device(config.training.device), ranks)
-    keep_freed_memory(model.device)
+    config, dataset, model, epoch = open_best(run, request.dataset, device, ranks)
     parse_hide(request.hide, model.modalities(), config.seed, "--hide")
     settings = request.settings(config)
     names = list(dict.fromkeys(settings.names))

@@ -6,14 +6,12 @@ from typing import Any
 
 import torch
 
-from sibra_dist.data.dataset import open_dataset
 from sibra_dist.data.presence import describe_hide, parse_hide
 from sibra_dist.data.storage import Place
 from sibra_dist.evaluation.gap import Gap, SideView, modality_gaps
 from sibra_dist.evaluation.gap_plot import draw, project
 from sibra_dist.evaluation.modalities import evaluate_each
-from sibra_dist.training.evaluation import EvaluationRequest, prefixed, write_result
-from sibra_dist.training.placement import keep_freed_memory, pick_device
+from sibra_dist.training.evaluation import EvaluationRequest, open_best, prefixed, write_result
 from sibra_dist.training.progress import Counting, uncounted
 from sibra_dist.training.ranks import Ranks
 from sibra_dist.training.run_folder import RunFolder
@@ -33,10 +31,7 @@ def evaluate_modalities(
             hidden in every row, or the result cannot be written.
     """
     ranks = Ranks.current()
-    config = run.config()
-    dataset = open_dataset(request.dataset or config.dataset)
-    model, epoch = run.load_best(dataset, device or pick_device(config.training.device), ranks)
-    keep_freed_memory(model.device)
+    config, dataset, model, epoch = open_best(run, request.dataset, device, ranks)
     parse_hide(request.hide, model.modalities(), config.seed, "--hide")
     settings = request.settings(config)
     shared = (ranks.rank, ranks.world)
@@ -90,10 +85,7 @@ def measure_gap(
             not a number, or the result cannot be written.
     """
     ranks = Ranks.current()
-    config = run.config()
-    dataset = open_dataset(request.dataset or config.dataset)
-    model, epoch = run.load_best(dataset, device or pick_device(config.training.device), ranks)
-    keep_freed_memory(model.device)
+    config, dataset, model, epoch = open_best(run, request.dataset, device, ranks)
     hide = EvaluationRequest().hidden(config)
     views = [SideView(model, dataset, hidden) for hidden in parse_hide(hide, model.modalities(), config.seed)]
     views = [view for view in views if len(view.names) > 1]
