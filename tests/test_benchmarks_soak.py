@@ -227,7 +227,7 @@ def results(**changes: Any) -> dict[str, Any]:
     machine = {"date": "2026-01-02", "cores": 2, "load": 1.0, "python": "3", "torch": "2", "ray": "2", "sibra-dist": "1"}
     found = trend(life([100.0] * 90))
     assert found is not None
-    peaks = {"disturbed": {"worker": [700.0, 710.0], "driver": [600.0]}, "undisturbed": {"worker": [705.0], "driver": [610.0]}}
+    peaks = {"disturbed": [700.0, 710.0], "undisturbed": [705.0]}
     outcome: dict[str, Any] = {
         "comparison": compared,
         "filled_at": [0, 5],

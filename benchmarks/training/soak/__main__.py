@@ -97,9 +97,7 @@ class Soak:
             "kills": [asdict(kill) for kill in courses["disturbed"].kills],
             "failures": courses["disturbed"].failures,
             "comparison": asdict(compared),
-            "peaks": {
-                name: {role: peaks(course.samples, role) for role in ("worker", "driver")} for name, course in courses.items()
-            },
+            "peaks": {name: peaks(course.samples, "worker") for name, course in courses.items()},
         }
 
     def leak(self) -> dict[str, Any]:

@@ -120,16 +120,15 @@ def _memory(trends: list[dict[str, Any]]) -> str:
     return _table((*headings, "most in the last third over the first, MiB", "flat"), rows)
 
 
-def _peaks(peaks: dict[str, dict[str, list[float]]]) -> str:
-    workers, others = peaks["disturbed"]["worker"], peaks["undisturbed"]["worker"]
+def _peaks(peaks: dict[str, list[float]]) -> str:
+    workers, others = peaks["disturbed"], peaks["undisturbed"]
     if not workers:
         return "No worker of the disturbed training lived long enough to train."
     first, last = mean(workers[:2]), mean(workers[-2:])
-    drivers = [size for training in peaks.values() for size in training["driver"]]
     return (
         f"{len(workers)} workers of the disturbed training came and went, with a peak RSS of {min(workers):,.0f} to "
         f"{max(workers):,.0f} MiB each; the first two {first:,.0f} MiB, the last two {last:,.0f} MiB. Those of the undisturbed "
-        f"one had {min(others):,.0f} to {max(others):,.0f} MiB, drivers {min(drivers):,.0f} to {max(drivers):,.0f}."
+        f"one had {min(others):,.0f} to {max(others):,.0f} MiB."
     )
 
 
