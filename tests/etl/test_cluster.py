@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.spark, pytest.mark.slow]
 Small = Callable[..., PrepareConfig]
 ROOT = Path(__file__).parents[2]
 SPARK_HOME = Path(pyspark.__file__).parent
-PATIENCE = 120
+PATIENCE = 300
 """Seconds in which a process that is well would have said what is waited for."""
 
 
@@ -57,7 +57,7 @@ def said(log: Path, pattern: str) -> str:
         found = re.search(pattern, log.read_text(errors="replace"))
         if found is not None:
             return found[1]
-        os.sched_yield()
+        time.sleep(0.05)
     raise AssertionError(f"{log} never said {pattern}: {log.read_text(errors='replace')[-2000:]}")
 
 
