@@ -110,13 +110,15 @@ def test_every_contender_can_be_started(tmp_path: Path, monkeypatch: pytest.Monk
 def test_recommendations_after_a_kill_are_compared_with_undisturbed_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    contents = {"part-0": b"same"}
-
     def write(*arguments: str, log: Path) -> Measured:
+        """Shards of which each holds the number of its first user."""
+        if arguments[0] != "recommend":
+            return Measured(1.0, 1.0, 1.0)
         folder = Path(arguments[-1]) / TABLE
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            (folder / name).write_bytes(content)
+        listed = Path(arguments[arguments.index("--users") + 1]).read_text().splitlines()
+        for number, first in enumerate(listed[:: recommend.USERS_PER_SHARD]):
+            (folder / f"part-{number}").write_text(first)
         return Measured(2.0, 5.0, 1.0)
 
     monkeypatch.setattr(recommend, "sibra_dist", write)
@@ -124,12 +126,12 @@ def test_recommendations_after_a_kill_are_compared_with_undisturbed_ones(
     (tmp_path / "recommend").mkdir()
     users = 4 * recommend.USERS_PER_SHARD + 1
     found = recommend.measure(tmp_path, users)
-    assert (found["shards"], found["kept"], found["same_files"]) == (5, 2, 1)
+    assert (found["shards"], found["kept"], found["same_files"]) == (5, 2, 4)
     assert found["users_per_second"] == 3 * recommend.USERS_PER_SHARD / 2
-    (tmp_path / "recommend" / f"killed-{users}" / TABLE / "part-0").write_bytes(b"other")
+    (tmp_path / "recommend" / f"killed-{users}" / TABLE / "part-4").write_bytes(b"other")
     with pytest.raises(SystemExit, match="other files"):
         recommend.measure(tmp_path, users)
-    assert recommend.measure(tmp_path, users, again=True)["same_files"] == 1
+    assert recommend.measure(tmp_path, users, again=True)["same_files"] == 4
 
 
 def test_the_report_shows_parts_that_are_complete() -> None:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from sibra_dist.recommending.manifest import TABLE, USERS_PER_SHARD
 
 USERS, ITEMS, SIZE, K = 1_000_000, 200_000, 64, 100
 INTERACTIONS = 4_000_000
-UNDISTURBED = 4 * USERS_PER_SHARD
-"""Users that are also recommended to without a kill."""
+COMPARED = 2
+"""So many of the first shards and of the last, from before the kill and after it, are also made without a kill."""
 TRAINING = (
     *(f"model.embedding_size={SIZE}", "training.epochs=1", "training.negatives=1", "training.batch_size=262144"),
     "training.device=cpu",
@@ -33,20 +34,23 @@ def measure(work: Path, users: int, *, again: bool = False) -> dict[str, Any]:
     Raises:
         SystemExit: a command failed, or the files are not those of an undisturbed command; the message says where to look.
     """
-    folder, few = work / "recommend", min(users, UNDISTURBED)
+    folder = work / "recommend"
     run = _run(folder)
-    whole, straight = folder / f"killed-{users}", folder / f"undisturbed-{few}"
+    whole, straight = folder / f"killed-{users}", folder / f"undisturbed-{users}"
+    numbers = range(-(-users // USERS_PER_SHARD))
+    compared = sorted({*numbers[:COMPARED], *numbers[-COMPARED:]})
     if again:
         for made in (whole, straight):
             shutil.rmtree(made, ignore_errors=True)
             _told(made).unlink(missing_ok=True)
     if not _told(straight).exists():
+        few = [user for shard in compared for user in range(users)[shard * USERS_PER_SHARD :][:USERS_PER_SHARD]]
         taken = sibra_dist("recommend", *_asked(folder, run, few), "--to", str(straight), log=folder / "log")
-        _told(straight).write_text(json.dumps({**vars(taken), "users": few}))
+        _told(straight).write_text(json.dumps({**vars(taken), "users": len(few)}))
     if not _told(whole).exists():
-        _told(whole).write_text(json.dumps(_interrupted(_asked(folder, run, users), whole, users, folder / "log")))
+        _told(whole).write_text(json.dumps(_interrupted(_asked(folder, run, range(users)), whole, users, folder / "log")))
     expected, found = _digests(straight), _digests(whole)
-    if any(found.get(name) != digest for name, digest in expected.items()):
+    if [found[shard] for shard in compared] != expected:
         raise SystemExit(f"{whole} has other files than {straight}, which was not killed")
     told: dict[str, Any] = json.loads(_told(whole).read_text())
     return told | {
@@ -98,13 +102,13 @@ def _run(folder: Path) -> Path:
     return run
 
 
-def _asked(folder: Path, run: Path, users: int) -> list[str]:
-    """What is asked for; a part of the users is listed in a file."""
+def _asked(folder: Path, run: Path, users: Sequence[int]) -> list[str]:
+    """What is asked for; where those are not all users, they are listed in a file."""
     asked = [str(run), "-k", str(K)]
-    if users == USERS:
+    if len(users) == USERS:
         return asked
-    listing = folder / f"users-{users}.txt"
-    listing.write_text("".join(f"u{number}\n" for number in range(users)))
+    listing = folder / f"users-{len(users)}.txt"
+    listing.write_text("".join(f"u{number}\n" for number in users))
     return [*asked, "--users", str(listing)]
 
 
@@ -125,5 +129,6 @@ def _killed(asked: list[str], to: Path, shards: int, log: Path) -> int:
     return len(list((to / TABLE).glob("part-*")))
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((folder / TABLE).iterdir())}
+def _digests(folder: Path) -> list[str]:
+    """Of the shards, by number."""
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((folder / TABLE).iterdir())]
