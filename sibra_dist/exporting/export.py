@@ -5,7 +5,6 @@ size: so a shard comes from the same computation whoever makes it, and nothing i
 ids. The arrays and the index are made of the shards. The manifest is written last.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -24,6 +23,7 @@ from sibra_dist.exporting.manifest import SCORE_FORMULAS, Exported, ExportReques
 from sibra_dist.exporting.towers import write_tower
 from sibra_dist.models.base import Recommender
 from sibra_dist.training.placement import pick_device
+from sibra_dist.training.progress import Counting, uncounted
 from sibra_dist.training.ranks import Ranks
 from sibra_dist.training.run_folder import RunFolder
 
@@ -94,7 +94,7 @@ def export(
     run: RunFolder,
     asked: Asked,
     to: Place,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Counting = uncounted,
     device: torch.device | None = None,
 ) -> Exported:
     """Write what is asked for of a run's best model to a folder. Where there are ranks, all call this.
@@ -153,7 +153,7 @@ def _require(model: Recommender, kind: str, asked: Asked) -> None:
         raise ConfigError(f"model {kind} has no towers: drop --towers")
 
 
-def _make(embedding: Embedding, to: Place, ranks: Ranks, progress: Callable[[int, int], None]) -> dict[tuple[Side, int], Shard]:
+def _make(embedding: Embedding, to: Place, ranks: Ranks, progress: Counting) -> dict[tuple[Side, int], Shard]:
     """Make the shards; ranks take those of a side in turn, and know all of them in the end."""
     shards: dict[tuple[Side, int], Shard] = {}
     total = sum(embedding.count(side) for side in SIDES)

@@ -38,6 +38,7 @@ from sibra_dist.recommending.listings import (
 from sibra_dist.recommending.manifest import TABLE, USERS_PER_SHARD, Recommended, Request
 from sibra_dist.recommending.newcomers import join, read_tables, require_embeddings
 from sibra_dist.training.placement import keep_freed_memory, pick_device
+from sibra_dist.training.progress import Counting, uncounted
 from sibra_dist.training.ranks import Ranks
 from sibra_dist.training.run_folder import RunFolder
 
@@ -145,7 +146,7 @@ def recommend(
     run: RunFolder,
     asked: Asked,
     to: Place,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Counting = uncounted,
     device: torch.device | None = None,
 ) -> Recommended:
     """Write the recommendations of a run's best model to a folder. Where there are ranks, all call this.
@@ -199,9 +200,7 @@ def recommend(
     return ranks.agree(done)
 
 
-def _make(
-    ranking: Ranking, plan: Recommended, shards: dict[int, Shard], to: Place, ranks: Ranks, progress: Callable[[int, int], None]
-) -> None:
+def _make(ranking: Ranking, plan: Recommended, shards: dict[int, Shard], to: Place, ranks: Ranks, progress: Counting) -> None:
     """Make the shards that are missing; ranks take them in turn, and know all of them in the end."""
     missing = [number for number in range(plan.num_shards) if number not in shards]
     if not missing:
