@@ -114,12 +114,24 @@ def test_significance_needs_numpy_and_scipy_only() -> None:
     assert others == {"numpy", "scipy"}
 
 
-LOADED = ("data", "models", "evaluation", "training.loop", "recommending.recommend", "exporting.export", "etl.config", "cli")
+LOADED = (
+    *("data", "models", "evaluation", "training.loop", "training.validation", "recommending.recommend", "recommending.score"),
+    *("exporting.export", "etl.config", "report", "cli"),
+)
+COSTLY = ("torchmetrics", "transformers", "matplotlib", "scipy", "pandas")
+"""What takes long to import, or much memory, and is needed by some processes only: those import it when they need it."""
+
+
+def found_by(code: str) -> str:
+    """What a new process that runs this code prints."""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout.strip()
 
 
 @pytest.mark.parametrize("module", LOADED)
 def test_importing_does_no_work(module: str) -> None:
-    """Neither engine is imported, no thread started, and torch's random numbers are as they were."""
+    """No thread is started, torch's random numbers are as they were, and neither an engine nor what is costly is imported."""
     code = f"""
 import sys, threading
 import torch
@@ -128,8 +140,28 @@ import sibra_dist.{module}
 assert torch.equal(torch.get_rng_state(), state), "drew random numbers"
 assert threading.active_count() == 1, threading.enumerate()
 assert not torch.cuda.is_initialized(), "woke the GPU"
-print([name for name in ("ray", "pyspark") if name in sys.modules])
+print([name for name in {(*ENGINES, *COSTLY)} if name in sys.modules])
 """
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.strip() == "[]"
+    assert found_by(code) == "[]"
+
+
+def test_what_starts_in_spark_workers_needs_no_torch() -> None:
+    code = f"""
+import sys
+import sibra_dist.encoding.texts, sibra_dist.encoding.values, sibra_dist.etl.pipeline
+print([name for name in {("torch", "ray", *COSTLY)} if name in sys.modules])
+"""
+    assert found_by(code) == "[]"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
+def test_help_is_shown_without_what_commands_need(arguments: list[str]) -> None:
+    code = f"""
+import sys
+from sibra_dist.cli import main
+try:
+    main({arguments})
+except SystemExit:
+    print([name for name in {("torch", "numpy", "pyarrow", *ENGINES, *COSTLY)} if name in sys.modules])
+"""
+    assert found_by(code).splitlines()[-1] == "[]"

@@ -16,8 +16,9 @@ from sibra_dist.data.dataset import Csr
 from sibra_dist.evaluation.catalog import Catalog
 from sibra_dist.evaluation.comparisons import rank_and_compare
 from sibra_dist.evaluation.config import EvaluationConfig
-from sibra_dist.evaluation.metrics import OVER_ALL_CANDIDATES, UserAverages, at_cutoffs
+from sibra_dist.evaluation.metrics import OVER_ALL_CANDIDATES, at_cutoffs
 from sibra_dist.evaluation.ranking import hits, rank
+from sibra_dist.evaluation.tallies import UserAverages
 from sibra_dist.evaluation.user_metrics import Lists
 from sibra_dist.training.placement import keep_freed_memory
 

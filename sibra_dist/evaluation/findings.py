@@ -12,15 +12,7 @@ from sibra_dist.data.transfer import to_device
 from sibra_dist.errors import ConfigError, nearest
 from sibra_dist.evaluation.catalog import Catalog
 from sibra_dist.evaluation.comparisons import Comparisons
-from sibra_dist.evaluation.item_groups import ItemRecalls, candidate_groupings
-from sibra_dist.evaluation.metrics import (
-    OVER_ALL_CANDIDATES,
-    CatalogTallies,
-    UserAverages,
-    features_of,
-    parse_metric,
-    split_metrics,
-)
+from sibra_dist.evaluation.metrics import OVER_ALL_CANDIDATES, features_of, parse_metric, split_metrics
 from sibra_dist.evaluation.ranking import hits
 from sibra_dist.evaluation.user_metrics import Lists
 
@@ -64,6 +56,11 @@ class Findings:
         Raises:
             ConfigError: a metric or its feature is not known.
         """
+        # Here, so that only processes that evaluate import torchmetrics: where transformers, matplotlib and others that it can
+        # use are installed they come with it, which takes 2 s and 130 MiB.
+        from sibra_dist.evaluation.item_groups import ItemRecalls, candidate_groupings
+        from sibra_dist.evaluation.tallies import CatalogTallies, UserAverages
+
         parsed = [parse_metric(metric) for metric in names]
         self.names = tuple(names)
         self.length = max(1, *(cutoff for _, cutoff in parsed), *item_cutoffs)

@@ -83,7 +83,7 @@ class GroupAverages:
     """Averages of metrics over the users of each group, and the gap between the best and the worst.
 
     Values are rounded to multiples of 2**-36 and summed as integers, as those of all users are in
-    `sibra_dist.evaluation.metrics`, so the order in which users come does not matter.
+    `sibra_dist.evaluation.tallies`, so the order in which users come does not matter.
     """
 
     def __init__(self, groupings: Sequence[Grouping], metrics: Sequence[str]) -> None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from sibra_dist.evaluation.catalog import Catalog
 from sibra_dist.evaluation.catalog_metrics import Shown, entropy, gini
-from sibra_dist.evaluation.metrics import CATALOG_METRICS, CatalogTallies
+from sibra_dist.evaluation.metrics import CATALOG_METRICS
+from sibra_dist.evaluation.tallies import CatalogTallies
 
 exposures = st.lists(st.integers(0, 20), min_size=2, max_size=12).filter(any)
 NO_PAIRS = torch.zeros(0, dtype=torch.int64)

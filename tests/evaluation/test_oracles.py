@@ -23,8 +23,8 @@ from torchmetrics.functional import retrieval
 
 from sibra_dist.data.dataset import Csr
 from sibra_dist.evaluation.comparisons import rank_and_compare
-from sibra_dist.evaluation.metrics import UserAverages
 from sibra_dist.evaluation.ranking import MASKED, hits
+from sibra_dist.evaluation.tallies import UserAverages
 from sibra_dist.evaluation.user_metrics import Lists
 
 NAMES = ("ndcg", "recall", "precision", "map", "hit_rate", "mrr")

@@ -17,8 +17,8 @@ from sibra_dist.evaluation import per_user
 from sibra_dist.evaluation.config import EvaluationConfig
 from sibra_dist.evaluation.evaluate import evaluate
 from sibra_dist.evaluation.groups import GroupAverages, user_groupings
-from sibra_dist.evaluation.metrics import UserAverages
 from sibra_dist.evaluation.per_user import UserParts, UsersFile, publish_users, read_users
+from sibra_dist.evaluation.tallies import UserAverages
 from sibra_dist.evaluation.user_metrics import Lists
 from sibra_dist.models import build_model
 from sibra_dist.models.baselines import RandomConfig

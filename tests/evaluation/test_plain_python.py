@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from sibra_dist.data.dataset import Csr
 from sibra_dist.evaluation.catalog import Catalog
 from sibra_dist.evaluation.comparisons import rank_and_compare
-from sibra_dist.evaluation.metrics import CatalogTallies, UserAverages
 from sibra_dist.evaluation.ranking import hits
+from sibra_dist.evaluation.tallies import CatalogTallies, UserAverages
 from sibra_dist.evaluation.user_metrics import Lists
 
 OF_USERS = ("auc", "aplt", "aclt", "epc", "efd")
