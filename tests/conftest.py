@@ -1,5 +1,6 @@
 """What tests of several rooms share."""
 
+import multiprocessing
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,9 @@ settings.load_profile("sibra")
 
 # Many small processes on few cores: one thread each is fastest, here and in the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# What ranks import that tests start as processes of their own: once, in the process that they are forked from.
+multiprocessing.set_forkserver_preload(["pytest", "sibra_dist.recommending.recommend", "sibra_dist.exporting.export"])
 
 
 @pytest.fixture(scope="session", autouse=True)

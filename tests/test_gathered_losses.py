@@ -50,7 +50,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[Tens
     """What two real processes found, by rank."""
     folder = tmp_path_factory.mktemp("ranks")
     arguments = (str(folder / "meeting"), str(folder))
-    torch.multiprocessing.start_processes(step_of_rank, args=arguments, nprocs=2, start_method="spawn")
+    torch.multiprocessing.start_processes(step_of_rank, args=arguments, nprocs=2, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

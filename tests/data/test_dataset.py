@@ -165,7 +165,7 @@ def _open_and_sum(folder: Path, cache: Path, queue: "multiprocessing.Queue[int]"
 
 
 def test_processes_that_open_at_once_agree(folder: Path, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     queue: multiprocessing.Queue[int] = context.Queue()
     processes = [context.Process(target=_open_and_sum, args=(folder, tmp_path / "fresh", queue)) for _ in range(3)]
     for process in processes:

@@ -165,7 +165,8 @@ def test_any_number_of_ranks_gives_the_same_bits(world_size: int, idle: int, tmp
     generator = torch.Generator().manual_seed(world_size)
     owners = torch.randint(idle, world_size, (SPREAD,), generator=generator)
     shares = [(owners == rank).nonzero().squeeze(1).tolist() for rank in range(world_size)]
-    torch.multiprocessing.spawn(run_rank, (world_size, str(tmp_path), shares), nprocs=world_size)
+    arguments = (world_size, str(tmp_path), shares)
+    torch.multiprocessing.start_processes(run_rank, args=arguments, nprocs=world_size, start_method="forkserver")
 
     everyone = torch.arange(SPREAD)
     once, twice = measure([everyone], SPREAD), measure([everyone, everyone], SPREAD)

@@ -164,7 +164,7 @@ def test_ranks_change_no_byte_and_no_more_than_rounding_where_they_divide_the_ta
     for number, run in enumerate(both):
         export(run, Asked(towers=True), Place.at(tmp_path / f"alone {number}"))
     arguments = (2, str(tmp_path), tuple(str(run.path) for run in both))
-    torch.multiprocessing.start_processes(one_of, args=arguments, nprocs=2, start_method="spawn")
+    torch.multiprocessing.start_processes(one_of, args=arguments, nprocs=2, start_method="forkserver")
     assert files(tmp_path / "two 0") == files(tmp_path / "alone 0")
     found, expected = (Exported.of(Place.at(tmp_path / name)) for name in ("two 1", "alone 1"))
     assert found.towers == expected.towers

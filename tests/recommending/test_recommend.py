@@ -161,7 +161,7 @@ def one_of(rank: int, world: int, meeting: str, run: str, asked: Asked, to: str)
 
 def on_ranks(world: int, run: RunFolder, asked: Asked, to: Path) -> None:
     arguments = (world, str(to.with_suffix(f".{world}.meeting")), str(run.path), asked, str(to))
-    torch.multiprocessing.start_processes(one_of, args=arguments, nprocs=world, start_method="spawn")
+    torch.multiprocessing.start_processes(one_of, args=arguments, nprocs=world, start_method="forkserver")
 
 
 @pytest.mark.slow
@@ -220,7 +220,7 @@ def test_what_was_killed_goes_on_to_the_same_files(
 ) -> None:
     run, to = runs["single_branch"], tmp_path / "killed"
     with pytest.raises(torch.multiprocessing.ProcessExitedException, match="SIGKILL"):
-        torch.multiprocessing.start_processes(killed_at_the_third, args=(str(run.path), str(to)), start_method="spawn")
+        torch.multiprocessing.start_processes(killed_at_the_third, args=(str(run.path), str(to)), start_method="forkserver")
     plan = Recommended.read(Place.at(to))
     assert plan is not None
     assert (plan.complete, plan.shards) == (False, ())

@@ -185,7 +185,7 @@ def ranked(request: pytest.FixtureRequest, dataset: Path, tmp_path_factory: pyte
     """By case and mode, what each of several ranks found."""
     world, folder = request.param, tmp_path_factory.mktemp("ranks")
     arguments = (world, str(dataset), str(folder))
-    torch.multiprocessing.start_processes(train_all, args=arguments, nprocs=world, start_method="spawn")
+    torch.multiprocessing.start_processes(train_all, args=arguments, nprocs=world, start_method="forkserver")
     ranks = [torch.load(folder / f"{world}-{rank}.pt") for rank in range(world)]
     return {key: [Found(**rank[key]) for rank in ranks] for key in ranks[0]}
 
@@ -296,7 +296,7 @@ def test_a_run_goes_on_with_its_tables_divided_over_other_ranks_or_whole(planted
     run.create(config, dataset)
     for number, (world, steps) in enumerate([(2, 3), (1, 2), (3, 1000)]):
         arguments = (world, str(tmp_path / f"{number}.meeting"), str(run.path), steps)
-        torch.multiprocessing.start_processes(continue_one, args=arguments, nprocs=world, start_method="spawn")
+        torch.multiprocessing.start_processes(continue_one, args=arguments, nprocs=world, start_method="forkserver")
         saved = read_description(run.checkpoints, published(run.checkpoints)[0])
         assert (saved.world, len(saved.parts)) == (world, world)
     whole = RunFolder(tmp_path / "whole")
@@ -309,7 +309,7 @@ def test_a_run_goes_on_with_its_tables_divided_over_other_ranks_or_whole(planted
     first, second = (evaluate_run(one, EvaluationRequest()).metrics for one in (run, whole))
     assert first == pytest.approx(second, abs=0.02)
     arguments = (2, str(tmp_path / "evaluation.meeting"), str(run.path))
-    torch.multiprocessing.start_processes(evaluate_one, args=arguments, nprocs=2, start_method="spawn")
+    torch.multiprocessing.start_processes(evaluate_one, args=arguments, nprocs=2, start_method="forkserver")
     divided = read_evaluation(run, EvaluationRequest())["metrics"]
     assert {name.removeprefix("test/"): value for name, value in divided.items()} == pytest.approx(first, abs=1e-6)
 

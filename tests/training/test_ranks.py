@@ -52,7 +52,7 @@ def run_ranks(folder: Path, config: TrainConfig, world: int) -> tuple[list[float
     run.create(config, open_dataset(config.dataset))
     meeting = folder.with_suffix(".meeting")
     arguments = (world, str(meeting), str(folder), config.model_dump(mode="json"))
-    torch.multiprocessing.start_processes(train_one, args=arguments, nprocs=world, start_method="spawn")
+    torch.multiprocessing.start_processes(train_one, args=arguments, nprocs=world, start_method="forkserver")
     losses = json.loads((folder / "losses.json").read_text())
     return losses, read_evaluation(run, EvaluationRequest()), run.metrics()
 
@@ -108,7 +108,7 @@ def test_the_same_model_has_the_same_metrics_on_any_number_of_ranks(
     for world in (2, 4):
         meeting = tmp_path / f"{world}.meeting"
         torch.multiprocessing.start_processes(
-            evaluate_one, args=(world, str(meeting), str(run.path)), nprocs=world, start_method="spawn"
+            evaluate_one, args=(world, str(meeting), str(run.path)), nprocs=world, start_method="forkserver"
         )
         assert json.loads((run.path / "evaluation/test/metrics.json").read_text()) == alone
         assert (run.path / "evaluation/test/users.parquet").read_bytes() == users
@@ -160,7 +160,7 @@ def test_all_ranks_are_told_whose_example_had_a_loss_that_is_not_finite(planted:
     config = make_config(planted)
     RunFolder(tmp_path / "run").create(config, open_dataset(planted))
     arguments = (2, str(tmp_path / "meeting"), str(tmp_path / "run"), config.model_dump(mode="json"))
-    torch.multiprocessing.start_processes(train_poisoned, args=arguments, nprocs=2, start_method="spawn")
+    torch.multiprocessing.start_processes(train_poisoned, args=arguments, nprocs=2, start_method="forkserver")
     told = [json.loads((tmp_path / f"run.{rank}.json").read_text()) for rank in range(2)]
     assert told[0]["error"] == told[1]["error"]
     assert f"of epoch 0, step 3 is not finite; first at {told[1]['who']}" in told[0]["error"]

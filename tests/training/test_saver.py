@@ -387,7 +387,7 @@ def one_of_two(rank: int, meeting: str, folder: str) -> None:
 
 def test_two_processes_write_parts_and_one_dies_in_the_middle(tmp_path: Path) -> None:
     context = torch.multiprocessing.start_processes(
-        one_of_two, args=(str(tmp_path / "meeting"), str(tmp_path)), nprocs=2, join=False, start_method="spawn"
+        one_of_two, args=(str(tmp_path / "meeting"), str(tmp_path)), nprocs=2, join=False, start_method="forkserver"
     )
     for process in context.processes:
         process.join(120)
