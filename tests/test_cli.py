@@ -101,7 +101,7 @@ class Call:
 
 @pytest.mark.spark
 @pytest.mark.slow
-def test_from_raw_files_to_a_report(tmp_path: Path) -> None:
+def test_from_raw_files_to_a_report(tmp_path: Path, call: "Call") -> None:
     folder = tmp_path / "work"
     folder.mkdir()
     write_raw(folder / "source")
@@ -109,12 +109,17 @@ def test_from_raw_files_to_a_report(tmp_path: Path) -> None:
     write_yaml(folder / "train.yaml", TRAIN)
     raw = content(folder)
 
-    def succeed(command: str) -> tuple[str, str]:
-        finished = run_command(command, folder)
-        assert finished.returncode == 0, finished.stderr
-        assert "Traceback" not in finished.stderr
-        assert "arning" not in finished.stderr
-        return finished.stdout, finished.stderr
+    def succeed(command: str, *, here: bool = False) -> tuple[str, str]:
+        """What a command prints: in a process of its own, or, once it has run so, in this one."""
+        if here:
+            code, out, err = call(command, folder)
+        else:
+            finished = run_command(command, folder)
+            code, out, err = finished.returncode, finished.stdout, finished.stderr
+        assert code == 0, err
+        assert "Traceback" not in err
+        assert "arning" not in err
+        return out, err
 
     out, err = succeed("prepare prepare.yaml --to dataset")
     assert "dataset tiny in dataset: 16 users, 20 items, split cold_item (seed 0)" in out
@@ -143,7 +148,7 @@ def test_from_raw_files_to_a_report(tmp_path: Path) -> None:
     assert [line["epoch"] for line in metrics] == [1, 2]
     trained = content(run)
 
-    out_again, err = succeed("train --resume runs/sibrar")
+    out_again, err = succeed("train --resume runs/sibrar", here=True)
     assert out_again == out
     assert content(run) == trained
 
@@ -155,14 +160,14 @@ def test_from_raw_files_to_a_report(tmp_path: Path) -> None:
     assert rows["metric"] == ["@1", "@5", "@10", "@20"]
     assert rows["test/ndcg"] == [f"{found['metrics'][f'test/ndcg@{cutoff}']:.4f}" for cutoff in (1, 5, 10, 20)]
 
-    out, _ = succeed("evaluate runs/sibrar --hide items.interactions")
+    out, _ = succeed("evaluate runs/sibrar --hide items.interactions", here=True)
     assert "test split, without items.interactions: " in out
     hidden = json.loads((evaluation / "metrics-without-items.interactions.json").read_text())
     assert hidden["metrics"] == found["metrics"]  # the test items are cold: they have none
     assert json.loads((evaluation / "metrics.json").read_text()) == found
 
-    succeed("train pop dataset=dataset --to runs/pop")
-    succeed("evaluate runs/pop")
+    succeed("train pop dataset=dataset --to runs/pop", here=True)
+    succeed("evaluate runs/pop", here=True)
     out, err = succeed("report runs/sibrar runs/pop")
     popular = json.loads((folder / "runs" / "pop" / "evaluation" / "test" / "metrics.json").read_text())
     table = [line.split() for line in out.splitlines()]
@@ -341,9 +346,9 @@ BAD_INPUT = {
     ),
     "estimate on no dataset": ("estimate pop dataset=bare", "bare is not a dataset"),
     "estimate of no size": ("estimate pop dataset=dataset --gpu-memory huge", "--gpu-memory huge: write a size such as 24GiB"),
-    "prepare over another dataset": ("prepare prepare.yaml --to dataset", "add --overwrite to replace it"),
 }
 BAD_FOR_SPARK = {
+    "prepare over another dataset": ("prepare prepare.yaml --to dataset", "add --overwrite to replace it"),
     "missing column": ("prepare column.yaml --to new", "interactions.tsv has no column user, only user_id, ", "mean user_id?"),
     "one item left": ("prepare lonely.yaml --to dataset --overwrite", "split.protocol cold_item leaves no train interactions"),
 }
