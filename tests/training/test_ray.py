@@ -28,7 +28,7 @@ from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run
 from sibra_dist.training.launch import Workers
 from sibra_dist.training.loop import Trainer
-from sibra_dist.training.progress import Callbacks, Progress
+from sibra_dist.training.progress import Callbacks
 from sibra_dist.training.ray_train import share_on_ray, start_ray, train_on_ray
 from sibra_dist.training.run_folder import RunFolder
 from sibra_dist.training.tune import search
@@ -53,16 +53,21 @@ def make_run(folder: Path, config: TrainConfig) -> RunFolder:
     return run
 
 
+@pytest.fixture(scope="module")
+def undisturbed(cluster: None, planted: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run of three epochs on two workers to which nothing happens."""
+    config = make_config(planted, training__epochs=3, training__checkpoint_every=3)
+    run = make_run(tmp_path_factory.mktemp("undisturbed") / "run", config)
+    train_on_ray(run, config, Workers(2, 2))
+    return run
+
+
 @pytest.mark.usefixtures("cluster")
 def test_a_killed_worker_is_replaced_and_the_run_ends_as_undisturbed(
-    planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: RunFolder
 ) -> None:
     """Rank 1 kills itself with SIGKILL in the middle of the second epoch, two steps after a checkpoint."""
     config = make_config(planted, training__checkpoint_every=3, training__epochs=3)
-    undisturbed = make_run(tmp_path / "undisturbed", config)
-    told: list[Progress] = []
-    train_on_ray(undisturbed, config, Workers(2, 2), told.append)
-
     marker, restarted = tmp_path / "killed", tmp_path / "restarted"
     original = ray_train._train_worker
 
@@ -178,15 +183,17 @@ def test_what_the_user_must_put_right_is_told_and_not_tried_again(
 
 @pytest.mark.usefixtures("cluster")
 def test_a_full_disk_is_told_at_once_and_the_run_goes_on_when_there_is_space(
-    planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    planted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    undisturbed: RunFolder,
 ) -> None:
     """Nothing can be written any more from the second step on, an error as little as the best model.
 
     What workers warn of, the driver's user hears.
     """
-    config = make_config(planted, training__epochs=2, training__checkpoint_every=1)
-    undisturbed = make_run(tmp_path / "undisturbed", config)
-    train_on_ray(undisturbed, config, Workers(2, 2))
+    config = make_config(planted, training__epochs=3, training__checkpoint_every=1)
 
     tries = tmp_path / "tries"
     original = ray_train._train_worker
