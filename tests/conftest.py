@@ -23,6 +23,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # What ranks import that tests start as processes of their own: once, in the process that they are forked from.
 multiprocessing.set_forkserver_preload(["pytest", "sibra_dist.recommending.recommend", "sibra_dist.exporting.export"])
 
+# Java that ends soon: what its second compiler would win, it never earns back.
+SHORT_JAVA = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+for name in ("SPARK_LAUNCHER_OPTS", "SPARK_SUBMIT_OPTS", "SPARK_DAEMON_JAVA_OPTS"):
+    os.environ[name] = SHORT_JAVA
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,18 +10,26 @@ from pyspark.sql import SparkSession
 
 from sibra_dist.data.manifest import Manifest
 from sibra_dist.etl.config import PrepareConfig, SparkConfig
+from sibra_dist.etl.pipeline import prepare
 from sibra_dist.etl.session import spark_session
 
 if TYPE_CHECKING:
     from tests.object_store import ObjectStore
 
 
+# Queries over a few rows, each run once, take longer to compile than to interpret. Sessions that tests start in processes of
+# their own compile, as a user's do, and their datasets are compared with those of this one.
+SETTINGS = {
+    "spark.sql.shuffle.partitions": "3",
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+}
+
+
 @pytest.fixture(scope="session")
 def spark() -> Iterator[SparkSession]:
     """One session for all tests; `prepare` finds it active and leaves it running."""
-    with spark_session(
-        SparkConfig(master="local[2]", driver_memory="1g", settings={"spark.sql.shuffle.partitions": "3"})
-    ) as session:
+    with spark_session(SparkConfig(master="local[2]", driver_memory="1g", settings=SETTINGS)) as session:
         yield session
 
 
@@ -52,6 +61,26 @@ def small(tmp_path: Path) -> Callable[..., PrepareConfig]:
         return PrepareConfig.model_validate({**SMALL, "source": str(source), **changes})
 
     return config
+
+
+@pytest.fixture(scope="session")
+def small_dataset(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the dataset that `prepare` makes of `small()`, once for all who need it to be there already."""
+    folder = tmp_path_factory.mktemp("small")
+    write_small(folder / "source")
+    prepare(PrepareConfig.model_validate({**SMALL, "source": str(folder / "source")}), folder / "dataset")
+    return folder / "dataset"
+
+
+@pytest.fixture
+def put_small(small_dataset: Path) -> Callable[[Path], Manifest]:
+    """Puts the dataset of `small()` into a folder that is not there yet."""
+
+    def put(to: Path) -> Manifest:
+        shutil.copytree(small_dataset, to)
+        return Manifest.read(to)
+
+    return put
 
 
 # Users u01 .. u12 and items i01 .. i10 in a band of pairs, every pair with a rating and a time.

@@ -15,6 +15,7 @@ from sibra_dist.etl.pipeline import prepare
 pytestmark = pytest.mark.spark
 
 Small = Callable[..., PrepareConfig]
+Put = Callable[[Path], Manifest]
 ReadTable = Callable[[Path, Manifest, str], pa.Table]
 ITEMS = [
     {
@@ -78,8 +79,8 @@ def test_known_ids_and_encodings_stay_and_new_ones_come_after(
         prepare(config, tmp_path / "new")
 
 
-def test_dataset_that_cannot_be_extended_is_told(spark: SparkSession, small: Small, tmp_path: Path) -> None:
-    prepare(small(), tmp_path / "old")
+def test_dataset_that_cannot_be_extended_is_told(small: Small, tmp_path: Path, put_small: Put) -> None:
+    put_small(tmp_path / "old")
     with pytest.raises(DatasetError, match="is not a dataset"):
         prepare(small(), tmp_path / "new", extend=tmp_path / "elsewhere")
     users = small().users[0].model_dump()

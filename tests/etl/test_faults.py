@@ -41,10 +41,10 @@ def command(config: PrepareConfig, folder: Path, to: Path, *options: str) -> lis
 
 @pytest.mark.parametrize("stage", ["filter", "write"])
 def test_killed_job_leaves_the_former_dataset_and_the_next_one_sweeps_up(
-    spark: SparkSession, small: Small, tmp_path: Path, stage: str
+    small: Small, tmp_path: Path, put_small: Callable[[Path], Manifest], stage: str
 ) -> None:
     to = tmp_path / "dataset"
-    former = prepare(small(), to)
+    former = put_small(to)
     before = content(to)
     other = small(split={"seed": 1}, spark=SPARK)
     process = subprocess.Popen(

@@ -1,5 +1,6 @@
 """MovieLens 1M comes out with the published sizes."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,19 @@ from sibra_dist.etl.pipeline import prepare
 pytestmark = [pytest.mark.spark, pytest.mark.real_data, pytest.mark.slow]
 
 
+@pytest.fixture
+def compiling(spark: SparkSession) -> Iterator[None]:
+    """Queries over a million rows are compiled, as they are for a user."""
+    compiled = {"spark.sql.codegen.wholeStage": "true", "spark.sql.codegen.factoryMode": "FALLBACK"}
+    before = {name: str(spark.conf.get(name)) for name in compiled}
+    for name, value in compiled.items():
+        spark.conf.set(name, value)
+    yield
+    for name, value in before.items():
+        spark.conf.set(name, value)
+
+
+@pytest.mark.usefixtures("compiling")
 @pytest.mark.parametrize("protocol", ["cold_item", "random"])
 def test_movielens_1m_has_the_published_sizes(spark: SparkSession, tmp_path: Path, real_data: Path, protocol: str) -> None:
     config = load_config(PrepareConfig, "ml-1m", [f"source={real_data / 'ml-1m'}", f"split.protocol={protocol}"])

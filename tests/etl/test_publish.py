@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from sibra_dist.data.manifest import MANIFEST, sha256_of
+from sibra_dist.data.manifest import MANIFEST, Manifest, sha256_of
 from sibra_dist.errors import DatasetError
 from sibra_dist.etl import pipeline
 from sibra_dist.etl.config import PrepareConfig
@@ -16,6 +16,7 @@ from sibra_dist.etl.pipeline import prepare
 pytestmark = pytest.mark.spark
 
 Small = Callable[..., PrepareConfig]
+Put = Callable[[Path], Manifest]
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -23,10 +24,10 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def test_rerun_does_nothing_another_dataset_needs_overwrite_and_failure_leaves_all_as_it_was(
-    spark: SparkSession, small: Small, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    small: Small, tmp_path: Path, put_small: Put, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, to = content(Path(small().source)), tmp_path / "place" / "dataset"
-    prepare(small(), to)
+    put_small(to)
     before = content(to)
     with caplog.at_level(logging.INFO, logger="sibra_dist"):
         prepare(small(spark={"master": "local[1]"}), to, progress=lambda stage: pytest.fail(f"ran {stage}"))
@@ -59,10 +60,10 @@ def test_rerun_does_nothing_another_dataset_needs_overwrite_and_failure_leaves_a
 
 
 def test_damaged_dataset_is_made_again_and_what_is_not_ours_stays(
-    spark: SparkSession, small: Small, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    small: Small, tmp_path: Path, put_small: Put, caplog: pytest.LogCaptureFixture
 ) -> None:
     to = tmp_path / "dataset"
-    manifest = prepare(small(), to)
+    manifest = put_small(to)
     (to / ".git").mkdir()
     (to / ".git" / "config").write_text("theirs", encoding="utf-8")
     (to / ".work-notes").write_text("theirs", encoding="utf-8")

@@ -26,9 +26,9 @@ def upload(source: Path, place: Place) -> None:
 
 
 def test_dataset_of_an_object_store_is_that_of_the_disk(
-    spark: SparkSession, small: Small, tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+    small: Small, small_dataset: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    local = prepare(small(), tmp_path / "dataset")
+    local = Manifest.read(small_dataset)
     upload(Path(small().source), Place.at(f"{bucket}/raw"))
     config, to = small(source=f"{bucket}/raw"), Place.at(f"{bucket}/datasets/small")
     remote = prepare(config, to)
