@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DATASET := data/ml-100k-cold-item
-# Processes that run tests, which often wait. Each may start Spark with 1 GiB, or a Ray cluster of two workers.
+# Processes that run tests, which often wait. Two of them run Spark with 1 GiB, another one Ray clusters of some workers.
 TEST_PROCESSES ?= 3
 
 # What `make demo` trains: runs/demo/<name>, each from a recipe. Zero workers means in this process.
@@ -61,7 +61,7 @@ runs/demo/%/evaluation/test/metrics.json: | $(DATASET)/manifest.json
 	$(BIN)/sibra-dist evaluate runs/demo/$*
 
 test: java install ## run the tests
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 lint: install ## check formatting, style and types
 	$(BIN)/ruff format --check .

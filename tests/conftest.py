@@ -3,8 +3,9 @@
 import multiprocessing
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -64,8 +65,34 @@ def s3(object_store: "ObjectStore", monkeypatch: pytest.MonkeyPatch) -> "Iterato
     object_store.answer = None
 
 
+@cache
+def marks_in(path: Path) -> list[bool]:
+    """Which of `spark`, `ray` and `slow` a test of a file has."""
+    text = path.read_text(encoding="utf-8")
+    return [f"pytest.mark.{mark}" in text for mark in ("spark", "ray", "slow")]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files that need an engine stay together in a process, where it starts once and stays warm; each other file goes to any.
+
+    With Spark the slow ones are as much work as all the rest, and apart from it.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            spark, ray, slow = marks_in(config.rootpath / path)
+            return ("slow spark" if slow else "spark") if spark else "ray" if ray else path
+
+    return Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked `gpu` on a machine without one."""
+    """Begin with what takes long, so that processes end together, and skip what is marked `gpu` on a machine without one."""
+    items.sort(key=lambda item: [not there for there in marks_in(item.path)])
+
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked:
         import torch
