@@ -20,7 +20,8 @@ from torch import Tensor
 
 from sibra_dist.data.dataset import Csr
 from sibra_dist.models import histories as module
-from sibra_dist.models.histories import SORTING_COST, Entries, Histories, Whole, bag_sum, plan_gradient
+from sibra_dist.models.bag_sums import SORTING_COST, Whole, bag_sum, plan_gradient
+from sibra_dist.models.histories import Entries, Histories
 
 ENTITIES, OTHERS, NNZ, WIDTH = 5_816, 3_294, 640_000, 256
 

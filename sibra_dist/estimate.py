@@ -135,7 +135,7 @@ def rank_memory(config: TrainConfig, manifest: Manifest, workers: int, gpu_bytes
     on_gpu = None if gpu_bytes is None else wanted == "same" or (wanted == "auto" and data <= gpu_bytes * RESIDENT_SHARE)
     rehearsed = rehearse(config, manifest, workers, data_on_device=on_gpu is not False)
     ahead = gpu_bytes is not None if training.read_ahead is None else training.read_ahead
-    step, evaluation = _step(rehearsed, training.accumulate, ahead), _evaluation(rehearsed, manifest)
+    step, evaluation = _step(rehearsed, ahead), _evaluation(rehearsed, manifest)
     apart = training.evaluate_on == "apart" and rehearsed.step > 0
     return RankMemory(
         workers=workers,
@@ -238,13 +238,11 @@ def _fewest(config: TrainConfig, manifest: Manifest, gpu_bytes: int) -> int | No
     return None
 
 
-def _step(rehearsed: Rehearsal, parts: int, ahead: bool) -> int:
-    kept = parts * rehearsed.read
-    # The peak of a step holds gradients, which are counted by themselves; of a part after the first they are made anew.
-    computing = max(rehearsed.step - sum(rehearsed.gradients), 0)
-    computing += max(rehearsed.gradients, default=0) if parts > 1 else 0
-    reading = kept - rehearsed.read + rehearsed.reading
-    return kept + computing + reading if ahead else max(kept + computing, reading)
+def _step(rehearsed: Rehearsal, ahead: bool) -> int:
+    computing = max(rehearsed.step - sum(rehearsed.gradients), 0)  # which are counted by themselves
+    if ahead:
+        return rehearsed.read + computing + rehearsed.reading
+    return max(rehearsed.read + computing, rehearsed.reading)
 
 
 def _evaluation(rehearsed: Rehearsal, manifest: Manifest) -> int:

@@ -165,3 +165,16 @@ except SystemExit:
     print([name for name in {("torch", "numpy", "pyarrow", *ENGINES, *COSTLY)} if name in sys.modules])
 """
     assert found_by(code).splitlines()[-1] == "[]"
+
+
+def test_an_optimizer_does_not_bring_the_compiler() -> None:
+    code = """
+import sys, torch
+from sibra_dist.training.optimizers import LazyAdamW
+weight = torch.nn.Parameter(torch.ones(2))
+optimizer = LazyAdamW([weight], 0.1, 0.0)
+weight.sum().backward()
+optimizer.step()
+print(weight.tolist() != [1, 1], "torch._dynamo" in sys.modules)
+"""
+    assert found_by(code) == "True False"

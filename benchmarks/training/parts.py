@@ -86,13 +86,18 @@ def _engine(shop: Workshop, setting_of_all: str, targets: tuple[float | None, ..
 def scale(shop: Workshop) -> Part:
     """SiBraR on 200,000 users, 100,000 items and 20 million interactions, ours and dense."""
     data, modalities = shop.synthetic(), ("interactions", "tags", "vector")
-    dense = (1024, 2816)  # in the second it needs some 20 GB
+    dense = ((1024, 1), (2816, 1))  # in the second it needs some 20 GB
+    ours = ((256, 1), (1024, 1), (8192, 1), (8192, 16), (16_384, 32), (32_768, 1), (32_768, 64))
     contenders = [
         Contender(
-            f"batch {batch}", name, program, (*_sibrar(data, modalities, batch), "model.exclude_target=false"), shop.threads
+            f"batch {batch}" if parts == 1 else f"batch {batch} in {parts} parts",
+            name,
+            program,
+            (*_sibrar(data, modalities, batch), "model.exclude_target=false", f"training.accumulate={parts}"),
+            shop.threads,
         )
-        for name, program, batches in (("dense", DENSE, dense), ("ours", OURS, (256, 1024, 8192, 32_768)))
-        for batch in batches
+        for name, program, settings in (("dense", DENSE, dense), ("ours", OURS, ours))
+        for batch, parts in settings
     ]
     *_, largest = (contender.key for contender in contenders if contender.name == "dense")
     ratios = [

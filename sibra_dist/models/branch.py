@@ -114,4 +114,5 @@ def named_dropout(inputs: Tensor, rate: float, key: int, names: Tensor) -> Tenso
     # Every hash of 64 bits decides on four columns, by 16 bits each.
     bits = hash64(key, names[:, None] * len(blocks) + blocks).view(torch.int16)[:, :width]
     threshold = round(rate * 2**16) - 2**15
-    return inputs * (bits >= threshold).to(inputs.dtype).mul_(1 / (1 - rate))
+    # Of this the backward pass keeps a byte an element.
+    return torch.where(bits >= threshold, inputs, 0).mul_(1 / (1 - rate))

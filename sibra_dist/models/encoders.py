@@ -1,6 +1,7 @@
 """Encoders: one a modality, each from an entity's input to a vector of width h; see `sibra_dist.models.encoder`."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 from zlib import crc32
 
 import torch
@@ -11,9 +12,10 @@ from sibra_dist.data.batches import stream
 from sibra_dist.data.dataset import Csr, Entities, Feature
 from sibra_dist.data.user_batches import Shown
 from sibra_dist.errors import ConfigError, nearest
+from sibra_dist.models.bag_sums import Bags, bag_sum, plan_gradient
 from sibra_dist.models.branch import named_dropout
 from sibra_dist.models.encoder import Encoder, EncoderConfig, Input, layers, linear, list_inputs
-from sibra_dist.models.histories import Bags, Entries, bag_sum, plan_gradient
+from sibra_dist.models.histories import Entries
 from sibra_dist.models.interactions import InteractionsEncoder
 from sibra_dist.models.tables import Lookup, Table
 
@@ -120,6 +122,15 @@ class TagsEncoder(Encoder):
         return encoded
 
 
+class RowsOf(NamedTuple):
+    """Rows of a tensor that is at hand, not yet taken: a step in parts reads all of them before it computes the first."""
+
+    values: Tensor
+    """[N, *]"""
+    rows: Tensor
+    """int64 [n]"""
+
+
 class DenseEncoder(Encoder):
     """A linear layer, and by default a ReLU, on a vector or on numbers."""
 
@@ -135,12 +146,12 @@ class DenseEncoder(Encoder):
 
     def read(
         self, entities: Tensor, key: int | None = None, excluded: Tensor | None = None, shown: Shown | None = None
-    ) -> Tensor:
+    ) -> Tensor | RowsOf:
         """See `Encoder`."""
-        inputs = self._inputs[entities]
         if key is not None and self._dropout > 0:
-            inputs = named_dropout(inputs, self._dropout, stream(key, self._stream), entities)
-        return inputs
+            return named_dropout(self._inputs[entities], self._dropout, stream(key, self._stream), entities)
+        resident = self._inputs.device == self.linear.weight.device
+        return RowsOf(self._inputs, entities) if resident else self._inputs[entities]
 
     def inputs(self) -> tuple[Input, ...]:
         """See `Encoder`."""
@@ -151,9 +162,10 @@ class DenseEncoder(Encoder):
         (numbers,) = tensors
         return numbers
 
-    def encode(self, read: Tensor) -> Tensor:
+    def encode(self, read: Tensor | RowsOf) -> Tensor:
         """See `Encoder`."""
-        encoded: Tensor = self.layers(self.linear(read.to(self.linear.weight.dtype)))
+        inputs = read.values[read.rows] if isinstance(read, RowsOf) else read
+        encoded: Tensor = self.layers(self.linear(inputs.to(self.linear.weight.dtype)))
         return encoded
 
 

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed
-import torch.nn.functional as F
 from torch import Tensor
 
-from sibra_dist.models.histories import Entries, GradientPlan, bag_sum, plan_gradient
+from sibra_dist.models.bag_sums import GradientPlan, bag_sum, plan_gradient
+from sibra_dist.models.histories import Entries
 from sibra_dist.phases import phase
 
 _rehearsed: ContextVar[bool] = ContextVar("rehearsed", default=False)
@@ -58,9 +58,8 @@ def route(entries: Entries, rows_per_rank: int, world: int) -> Route:
     """Where the entries of n bags go."""
     columns, starts, values = entries
     count = max(starts.numel(), 1)
-    lengths = F.pad(starts, (0, 1), value=columns.numel()).diff()
     owners = columns.long() // rows_per_rank
-    names, order = (owners * count + torch.repeat_interleave(lengths)).sort(stable=True)
+    names, order = (owners * count + torch.repeat_interleave(entries.lengths)).sort(stable=True)
     parts, lengths_of_parts = torch.unique_consecutive(names, return_counts=True)
     bags = parts % count
     numbers = torch.bincount(bags, minlength=starts.numel())

@@ -1,12 +1,11 @@
-"""Rows of training interactions: which are read in a step, and the sums that they stand for.
+"""Rows of training interactions: which entries of them are read in a step.
 
-A row times a table is the sum of those rows of the table that its entries name, each times what the entry counts: a bag
-sum. Rows are read whole, or drawn: at most so many entries of each, by a hash, so that a row has the same draw on any rank
-and in any batch. Nothing here adds atomically or depends on a global generator.
+Rows are read whole, or drawn: at most so many entries of each, by a hash, so that a row has the same draw on any rank and in
+any batch. Nothing here depends on a global generator.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +15,8 @@ from sibra_dist.data.batches import hash64, stream, uniform
 from sibra_dist.data.dataset import Csr
 from sibra_dist.data.user_batches import Shown
 
-# In the backward pass, gathering and sorting one entry costs about as much as adding up this many of the transposed
-# matrix, which lie in order (measured on one CPU at width 256; see benchmarks/README.md).
-SORTING_COST = 2.0
-
-# On a CPU, a sum that reads rows of a table of at least so many bytes so many times over is computed some columns at a time, of
-# which caches hold more rows: the bits are the same, and it takes 0.3 to 0.8 of the time (width 256, 2,000 to 200,000 rows).
-READ_AGAIN, UNCACHED_BYTES, CACHED_WIDTH = 16, 2 * 2**20, 32
+ROWS_AT_ONCE = 2048
+"""Rows whose entries are looked up at once."""
 
 # Streams of the hash under a step's key: who draws, how far a draw is turned, and the first of the rounds.
 _ROWS, _TURNS, _FIRST_ROUND = 1, 2, 3
@@ -39,10 +33,19 @@ class Entries(NamedTuple):
     values: Tensor | None = None
     """[total]: what each counts; None: 1"""
 
+    @property
+    def lengths(self) -> Tensor:
+        """Entries of each row, int64 [n]."""
+        return F.pad(self.starts, (0, 1), value=self.columns.numel()).diff()
+
+    def stretch(self, rows: slice, entries: slice) -> "Entries":
+        """Those of some consecutive rows, which are these entries."""
+        values = None if self.values is None else self.values[entries]
+        return Entries(self.columns[entries], self.starts[rows] - entries.start, values)
+
     def at_most(self, count: int, key: int, names: Tensor) -> "Entries":
         """At most so many of each row, drawn by a hash of the key, the row's name int64 [n] and the column."""
-        total = len(self.columns)
-        lengths = F.pad(self.starts, (0, 1), value=total).diff()
+        total, lengths = len(self.columns), self.lengths
         rows = torch.repeat_interleave(lengths)
         random = uniform(key, hash64(key, names)[rows] + self.columns)
         # By row, and within a row by random number: two stable sorts, the minor one first.
@@ -68,8 +71,21 @@ class Histories:
 
     def whole(self, rows: Tensor) -> Entries:
         """All entries of rows int64 [n]."""
-        positions, starts = _positions(self.rows.indptr[rows], self.rows.lengths(rows))
-        return Entries(_at(self.rows.indices, positions), starts, _values_at(self.values, positions))
+        first, lengths = self.rows.indptr[rows], self.rows.lengths(rows)
+        ends = lengths.cumsum(0)
+        entries = int(ends[-1]) if len(rows) else 0
+        columns = torch.empty(entries, dtype=torch.int32, device=rows.device)
+        values = None if self.values is None else torch.empty(entries, device=rows.device)
+        # Positions take six times the memory of what they find, so they are made for some rows at a time.
+        start = 0
+        for some, of_some in zip(first.split(ROWS_AT_ONCE), lengths.split(ROWS_AT_ONCE), strict=True):
+            positions, _ = _positions(some, of_some)
+            stop = start + len(positions)
+            columns[start:stop] = at(self.rows.indices, positions)
+            if values is not None and self.values is not None:
+                values[start:stop] = at(self.values, positions)
+            start = stop
+        return Entries(columns, ends - lengths, values)
 
     def some(self, rows: Tensor, shown: Shown) -> tuple[Entries, Tensor]:
         """The entries of rows int64 [n] that `shown` says of, asked from the side of the rows, and how many of each row."""
@@ -78,8 +94,8 @@ class Histories:
         owners = torch.repeat_interleave(lengths)
         kept = shown(rows[owners], self.rows.indices[positions])
         positions, counts = positions[kept], torch.bincount(owners[kept], minlength=len(rows))
-        columns = _at(self.rows.indices, positions)
-        return Entries(columns, counts.cumsum(0) - counts, _values_at(self.values, positions)), counts
+        columns = at(self.rows.indices, positions)
+        return Entries(columns, counts.cumsum(0) - counts, values_at(self.values, positions)), counts
 
     def drawn(self, rows: Tensor, excluded: Tensor | None, at_most: int, key: int) -> tuple[Entries, Tensor]:
         """At most so many entries of each row, each at most once, every choice about as likely as any other.
@@ -112,7 +128,7 @@ class Histories:
         if excluded is not None:
             places += places >= torch.repeat_interleave(hole, taken)
         positions = places + torch.repeat_interleave(first, taken)
-        return Entries(_at(self.rows.indices, positions), starts, _values_at(self.values, positions)), available
+        return Entries(at(self.rows.indices, positions), starts, values_at(self.values, positions)), available
 
     def find(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Where in `rows.indices` the entries (row, column) are, int64 [n], by bisection; anywhere if they are not."""
@@ -126,118 +142,14 @@ class Histories:
         return low
 
 
-class Whole(NamedTuple):
-    """Says of entries that they are whole rows, each once, of a matrix that is held by column too."""
-
-    rows: Tensor
-    """int64 [n], distinct"""
-    histories: Histories
-
-
-class GradientPlan(NamedTuple):
-    """How the gradient of a bag sum is summed: over `entries` of the rows of the upstream gradient [n, h]."""
-
-    entries: Entries
-    scattered: tuple[Tensor, int] | None = None
-    """Where the upstream gradient's rows stand first, int64 [n], among how many, if `entries` name those places."""
-    distinct: Tensor | None = None
-    """int64 [m]: the rows of the table that the sums belong to; None: all, in order."""
-
-
-class Bags(NamedTuple):
-    """What is read of a matrix for a bag sum, and in training what its table makes of that in advance."""
-
-    entries: Entries
-    plan: Any = None
-    """What `sibra_dist.models.tables.Table.plan` gives; a `GradientPlan` where there is no table"""
-
-
-def plan_gradient(entries: Entries, whole: Whole | None = None, num_rows: int | None = None) -> GradientPlan:
-    """How the gradient with respect to the table of `bag_sum(table, entries)` is summed.
-
-    It is a bag sum again, over the transposed matrix. Three forms give it, all without atomic additions and so the same on
-    every run:
-    - over the whole transposed histories, which are in order already, when whole rows are read and much of them;
-    - over the batch's own entries, sorted, when whole rows are read and few: the cost does not grow with the dataset;
-    - the same when what is read are not whole rows.
-
-    Given the table's `num_rows`, a gradient of most rows is summed in its place; otherwise by itself, to be copied there.
-    """
-    columns, starts, values = entries
-    if whole is not None:
-        rows, histories = whole
-        if columns.numel() * SORTING_COST >= histories.rows.nnz:
-            transposed = histories.transposed
-            by_column = Entries(transposed.indices, transposed.indptr[:-1], histories.transposed_values)
-            return GradientPlan(by_column, scattered=(rows, histories.rows.num_rows))
-    columns, order = columns.sort(stable=True)
-    lengths = F.pad(starts, (0, 1), value=columns.numel()).diff()
-    rows = _at(torch.repeat_interleave(lengths), order)
-    values = _values_at(values, order)
-    if num_rows is not None and columns.numel() >= num_rows:
-        counts = torch.bincount(columns, minlength=num_rows)
-        return GradientPlan(Entries(rows, counts.cumsum(0) - counts, values))
-    distinct, counts = torch.unique_consecutive(columns, return_counts=True)
-    return GradientPlan(Entries(rows, counts.cumsum(0) - counts, values), distinct=distinct.long())
-
-
-def bag_sum(table: Tensor, entries: Entries, plan: GradientPlan | None = None, *, sparse: bool = False) -> Tensor:
-    """Sums [n, h] of the rows of `table` that the entries of n rows name, each times what the entry counts.
-
-    The gradient with respect to `table` is summed as `plan` says; without one it is planned in the backward pass. If it is to
-    be `sparse` it has the plan's distinct rows alone, ascending, as a coalesced sparse tensor.
-    """
-    if not torch.is_grad_enabled():
-        return _sums(table, entries)
-    sums: Tensor = _BagSum.apply(table, entries, plan, sparse)  # type: ignore[no-untyped-call]
-    return sums
-
-
-class _BagSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, entries: Entries, plan: GradientPlan | None, sparse: bool) -> Tensor:
-        ctx.entries, ctx.plan, ctx.sparse, ctx.table_shape = entries, plan, sparse, table.shape
-        return _sums(table, entries)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        gradient = gradients[0].contiguous()  # else torch sums in another order
-        entries, scattered, distinct = ctx.plan or plan_gradient(ctx.entries)
-        if scattered is not None:
-            rows, count = scattered
-            gradient = gradient.new_zeros(count, gradient.shape[1]).index_copy_(0, rows, gradient)
-        sums = _sums(gradient, entries)
-        if distinct is not None:
-            if ctx.sparse:
-                sums = torch.sparse_coo_tensor(distinct[None], sums, ctx.table_shape, is_coalesced=True, check_invariants=False)
-            else:
-                sums = gradient.new_zeros(ctx.table_shape).index_copy_(0, distinct, sums)
-        return sums, None, None, None
-
-
-def _sums(table: Tensor, entries: Entries) -> Tensor:
-    columns, starts, values = entries
-    values, starts = None if values is None else values.to(table.dtype), starts.to(columns.dtype)
-
-    def summed(part: Tensor) -> Tensor:
-        return F.embedding_bag(columns, part, starts, mode="sum", per_sample_weights=values)
-
-    if torch.compiler.is_exporting():  # for any number of entries
-        return summed(table)
-    if columns.numel() == 0:
-        return table.new_zeros(starts.numel(), table.shape[1])
-    if table.device.type == "cpu" and table.nbytes >= UNCACHED_BYTES and columns.numel() >= READ_AGAIN * len(table):
-        return torch.cat([summed(part.contiguous()) for part in table.split(CACHED_WIDTH, dim=1)], dim=1)
-    return summed(table)
-
-
-def _at(values: Tensor, positions: Tensor) -> Tensor:
+def at(values: Tensor, positions: Tensor) -> Tensor:
     """values[positions], which on a CPU takes several times as long."""
     return values.index_select(0, positions)
 
 
-def _values_at(values: Tensor | None, positions: Tensor) -> Tensor | None:
-    return None if values is None else _at(values, positions)
+def values_at(values: Tensor | None, positions: Tensor) -> Tensor | None:
+    """Likewise, if there are any."""
+    return None if values is None else at(values, positions)
 
 
 def _positions(first: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from sibra_dist.data.batches import SHOWN, stream
 from sibra_dist.data.dataset import Entities
 from sibra_dist.data.user_batches import Shown
+from sibra_dist.models.bag_sums import Bags, Whole
 from sibra_dist.models.encoder import Encoder, EncoderConfig, Input, layers, list_inputs
-from sibra_dist.models.histories import Bags, Entries, Whole
+from sibra_dist.models.histories import Entries
 from sibra_dist.models.linear import initialize_bias, weight_bound
+from sibra_dist.models.sharing import Wanted, taken, wanted
 from sibra_dist.models.tables import Lookup, Table
 from sibra_dist.models.weighting import weigh
 
@@ -32,7 +34,7 @@ class LeftOut(NamedTuple):
 class InteractionsRead(NamedTuple):
     """What the encoder reads of n entities."""
 
-    bags: Bags
+    bags: Bags | Wanted
     scale: Tensor | None = None
     """float32 [n]: times each sum, where not all was read"""
     left_out: LeftOut | None = None
@@ -105,7 +107,7 @@ class InteractionsEncoder(Encoder):
 
     def encode(self, read: InteractionsRead) -> Tensor:
         """See `Encoder`."""
-        sums = self.table.bag_sum(read.bags)
+        sums = taken(self, read.bags) if isinstance(read.bags, Wanted) else self.sum_together(read.bags)
         if read.scale is not None:
             sums = sums * read.scale.to(sums.dtype)[:, None]
         if read.left_out is not None:
@@ -118,13 +120,21 @@ class InteractionsEncoder(Encoder):
         encoded: Tensor = self.layers(sums + self.bias)
         return encoded
 
-    def _read_whole(self, entities: Tensor, key: int | None) -> Bags:
-        entries = self._histories.whole(entities)
-        if key is None:
-            return Bags(entries)
+    def read_together(self, rows: Tensor) -> Bags:
+        """See `Sharer`."""
+        entries = self._histories.whole(rows)
         # The transposed histories would travel with every step where they are not on the table's device.
-        resident = entities.device == self.table.weight.device
-        return Bags(entries, self.table.plan(entries, Whole(entities, self._histories) if resident else None))
+        resident = rows.device == self.table.weight.device
+        return Bags(entries, self.table.plan(entries, Whole(rows, self._histories) if resident else None))
+
+    def sum_together(self, bags: Bags) -> Tensor:
+        """See `Sharer`."""
+        return self.table.bag_sum(bags)
+
+    def _read_whole(self, entities: Tensor, key: int | None) -> Bags | Wanted:
+        if key is None:
+            return Bags(self._histories.whole(entities))
+        return wanted(self, entities) or self.read_together(entities)
 
     def _read_shown(self, entities: Tensor, shown: Shown, key: int | None) -> InteractionsRead:
         entries, available = self._histories.some(entities, shown)

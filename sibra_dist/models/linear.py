@@ -1,7 +1,7 @@
 """Small layers: how linear ones start, and rows of length 1."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +38,35 @@ def weight_bound(how: Initialization, fan_in: int, fan_out: int) -> float:
 def unit_length(rows: Tensor) -> Tensor:
     """Scale rows [*, h] to length 1; a row of zeros stays one, with a gradient that is no larger than that which comes in.
 
-    torch's own `normalize` divides by 1e-12 there.
+    torch's own `normalize` divides by 1e-12 there, and keeps the rows besides what comes out.
     """
+    if not torch.is_grad_enabled():
+        return _scaled(rows)[0]
+    scaled: Tensor = _UnitLength.apply(rows)  # type: ignore[no-untyped-call]
+    return scaled
+
+
+class _UnitLength(torch.autograd.Function):
+    """Of y = x / |x| the gradient is (g - y (g . y)) / |x|: what comes out and the lengths are enough for it."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        scaled, divisors = _scaled(rows)
+        ctx.save_for_backward(scaled, divisors)
+        return scaled
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (gradient,), (scaled, divisors) = gradients, ctx.saved_tensors
+        along = (gradient * scaled).sum(-1, keepdim=True)
+        return torch.addcmul(gradient, scaled, along, value=-1).div_(divisors)
+
+
+def _scaled(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [*, h] of length 1, and what they were divided by, [*, 1]."""
     lengths = rows.norm(dim=-1, keepdim=True)
-    return rows / torch.where(lengths > 1e-12, lengths, 1)
+    divisors = torch.where(lengths > 1e-12, lengths, 1)
+    return rows / divisors, divisors
 
 
 class UnitLength(nn.Module):

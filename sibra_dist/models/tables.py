@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sibra_dist.models.bag_sums import Bags, GradientPlan, PendingGradient, Whole, bag_sum, plan_gradient
 from sibra_dist.models.exchange import Route, divided_bag_sum, route
-from sibra_dist.models.histories import Bags, Entries, GradientPlan, Whole, bag_sum, plan_gradient
+from sibra_dist.models.histories import Entries
 
 CHUNK_ELEMENTS = 2**20
 _VECTOR = 16
@@ -80,6 +81,8 @@ class Table(nn.Module):
         layout = _layout.get()
         self.rows = rows
         self.sparse = layout.sparse
+        self.pending: list[PendingGradient] | None = None
+        """Where the gradients of sums wait for an optimizer that sums them itself; None: the backward pass sums them."""
         self._world = layout.world
         self._rows_per_rank = max(-(-rows // layout.world), 1)
         self.first = min(layout.rank * self._rows_per_rank, rows)
@@ -116,7 +119,7 @@ class Table(nn.Module):
             planned = plan if isinstance(plan, Route) else route(entries, self._rows_per_rank, self._world)
             return divided_bag_sum(self.weight, self.first, planned, sparse=self.sparse)
         assert not isinstance(plan, Route)
-        return bag_sum(self.weight, entries, plan, sparse=self.sparse)
+        return bag_sum(self.weight, entries, plan, sparse=self.sparse, pending=self.pending)
 
     def plan_lookup(self, rows: Tensor) -> Lookup:
         """What `lookup` can know in advance of rows int64 [*], which may repeat: nothing of it communicates."""

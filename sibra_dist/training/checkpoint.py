@@ -25,9 +25,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -46,6 +45,14 @@ ALONE = Ranks()
 MISREAD = (ValueError, KeyError, TypeError, SafetensorError)
 DAMAGE = (OSError, *MISREAD)
 """What reading a damaged checkpoint may raise."""
+
+
+class HasState(Protocol):
+    """An optimizer."""
+
+    @property
+    def state(self) -> Any:
+        """By parameter, tensors by name."""
 
 
 class Description(BaseModel):
@@ -89,7 +96,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     """`model/...`, `optimizer/...`, `losses`; of divided tables the rows that were asked for"""
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def restore(self, model: nn.Module, optimizer: HasState | None = None) -> None:
         """Put the saved state into a model, and into its optimizer if one is given."""
         try:
             model.load_state_dict(_with_prefix(self.tensors, "model/"))
@@ -100,16 +107,10 @@ class Checkpoint:
         saved = _with_prefix(self.tensors, "optimizer/")
         for name, parameter in model.named_parameters():
             entries = _with_prefix(saved, f"{name}/")
-            # The step counter stays where a new optimizer would keep it, other states beside their parameter.
-            optimizer.state[parameter] = {
-                key: value.clone() if key == "step" and not _capturable(optimizer) else value.to(parameter.device, copy=True)
-                for key, value in entries.items()
-            }
+            optimizer.state[parameter] = {key: value.to(parameter.device, copy=True) for key, value in entries.items()}
 
 
-def state_of(
-    model: nn.Module, optimizer: torch.optim.Optimizer | None = None, losses: Tensor | None = None
-) -> dict[str, Tensor]:
+def state_of(model: nn.Module, optimizer: HasState | None = None, losses: Tensor | None = None) -> dict[str, Tensor]:
     """The tensors of a checkpoint: those of the model, its optimizer and the losses themselves, not copies."""
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     if optimizer is not None:
@@ -264,7 +265,3 @@ def _checksum(plain: Mapping[str, Any]) -> str:
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _capturable(optimizer: torch.optim.Optimizer) -> bool:
-    return bool(optimizer.defaults.get("capturable")) or bool(optimizer.defaults.get("fused"))

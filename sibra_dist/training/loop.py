@@ -19,6 +19,7 @@ from sibra_dist.data.dataset import Dataset
 from sibra_dist.data.transfer import to_device
 from sibra_dist.errors import TrainingError, TrainingStopped
 from sibra_dist.models import build_model
+from sibra_dist.models.sharing import summed_together
 from sibra_dist.phases import phase
 from sibra_dist.training.batching import batch_losses, example_told, hardest, make_batches
 from sibra_dist.training.checkpoint import divided_tables, load_newest, state_of
@@ -31,7 +32,7 @@ from sibra_dist.training.position import Candidate, Position
 from sibra_dist.training.profiling import TrainingProfile
 from sibra_dist.training.progress import Callbacks, Meter, Progress
 from sibra_dist.training.ranks import Ranks
-from sibra_dist.training.reading import Part, Reader
+from sibra_dist.training.reading import Part, Reader, Step
 from sibra_dist.training.requests import Requests
 from sibra_dist.training.run_folder import RunFolder
 from sibra_dist.training.saver import Saver
@@ -174,21 +175,21 @@ class Trainer:
                     if self.position.finished:
                         return
 
-    def _step(self, parts: list[Part], step: int) -> None:
+    def _step(self, read: Step, step: int) -> None:
         """One optimisation step.
 
         Each rank divides by the weight of the *global* batch, so the sum over ranks is the mean over all examples.
         """
         self.whereabouts.note("compute", self.position.epoch, step)
-        self.optimization.clear()
         of_examples, of_parts = [], []
-        for part in parts:
-            losses = self._losses(part)
-            loss = (losses * part.batch.weights).sum() / part.batch.total_weight
-            with phase("backward"):
-                loss.backward()
-            of_examples.append(losses.detach())
-            of_parts.append(loss.detach())
+        with summed_together(read.together):
+            for part in read.parts:
+                losses = self._losses(part)
+                loss = (losses * part.batch.weights).sum() / part.batch.total_weight
+                with phase("backward"):
+                    loss.backward()
+                of_examples.append(losses.detach())
+                of_parts.append(loss.detach())
         with phase("communicate"):
             self.whereabouts.note("communicate", self.position.epoch, step)
             loss = torch.stack(of_parts).sum()
@@ -196,9 +197,9 @@ class Trainer:
             loss = values[0]
             self.requests.hear(values[1:])
         with phase("optimise"):
-            norms = self.optimization.norms()
+            norms = self.optimization.step(self.steps_done)
             self.watch.note(step, torch.cat(of_examples), loss, norms)
-            self.optimization.step(self.steps_done, norms)
+            self.optimization.clear()
         self.losses[step] = loss
         self.position = replace(self.position, step=step + 1)
 

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from sibra_dist.models.bag_sums import PendingGradient
 from sibra_dist.models.tables import tables_of
 from sibra_dist.training.config import TrainingConfig
 from sibra_dist.training.optimizers import LazyAdamW
@@ -29,9 +30,14 @@ class Optimization:
         ratio = config.batch_size / config.reference_batch_size
         self._highest = config.learning_rate * ratio ** EXPONENTS[config.scale_learning_rate]
         self.names, self._parameters = zip(*model.named_parameters(), strict=True)
-        divided = [name for name, table in tables_of(model).items() if table.divided]
-        self._divided = [number for number, name in enumerate(self.names) if name in divided]
-        self.optimizer = LazyAdamW(self._parameters, self._highest, config.weight_decay)
+        tables = tables_of(model)
+        self._divided = [number for number, name in enumerate(self.names) if name in tables and tables[name].divided]
+        pending: dict[Tensor, list[PendingGradient]] = {}
+        if self._ranks.world == 1 and config.clip_norm is None:  # else gradients are wanted before they are followed
+            for table in tables.values():
+                if not table.sparse:
+                    pending[table.weight] = table.pending = []
+        self.optimizer = LazyAdamW(self._parameters, self._highest, config.weight_decay, pending)
 
     def learning_rate(self, done: int) -> float:
         """Of the step before which so many are done."""
@@ -46,24 +52,31 @@ class Optimization:
         """Forget the gradients."""
         self.optimizer.zero_grad()
 
-    def norms(self) -> Tensor:
-        """The length of each parameter's gradient, in the order of `names`: float32 [P], the same on every rank.
+    def step(self, done: int) -> Tensor:
+        """Update the parameters, when so many steps are done.
 
-        Of a divided table it is that of all ranks' rows, so all ranks call this together.
+        Returns:
+            The length of each parameter's gradient before it was clipped, in the order of `names`: float32 [P], the same on
+            every rank. Of a divided table it is that of all ranks' rows, so all ranks call this together.
         """
-        norms = torch.stack(torch._foreach_norm([_gradient(parameter) for parameter in self._parameters]))
+        self.optimizer.learning_rate = self.learning_rate(done)
+        if self._config.clip_norm is None:
+            self.optimizer.step()
+            return self._norms()
+        norms = self._norms()
+        scale = (self._config.clip_norm / torch.linalg.vector_norm(norms)).clamp(max=1)
+        torch._foreach_mul_([_gradient(parameter) for parameter in self._parameters], scale)
+        self.optimizer.step()
+        return norms
+
+    def _norms(self) -> Tensor:
+        known = self.optimizer.lengths
+        others = [parameter for parameter in self._parameters if parameter not in known]
+        lengths = known | dict(zip(others, torch._foreach_norm([_gradient(other) for other in others]), strict=True))
+        norms = torch.stack([lengths[parameter] for parameter in self._parameters])
         if self._divided:
             norms[self._divided] = self._ranks.sum(norms[self._divided].double().square()).sqrt().to(norms.dtype)
         return norms
-
-    def step(self, done: int, norms: Tensor) -> None:
-        """Update the parameters, from gradients of these lengths, when so many steps are done."""
-        if self._config.clip_norm is not None:
-            scale = (self._config.clip_norm / torch.linalg.vector_norm(norms)).clamp(max=1)
-            torch._foreach_mul_([_gradient(parameter) for parameter in self._parameters], scale)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(done)
-        self.optimizer.step()
 
 
 def _gradient(parameter: Tensor) -> Tensor:

@@ -67,6 +67,13 @@ def keep_freed_memory(device: torch.device) -> None:
         change(_M_MMAP_MAX, 0)
 
 
+def give_freed_memory_back(device: torch.device) -> None:
+    """Let such a process give the system what it has kept so far: the next step may need it in other pieces."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if device.type == "cpu" and trim is not None:
+        trim(ctypes.c_size_t(0))
+
+
 def size_of(dataset: Dataset) -> int:
     """Bytes of what training and evaluation read of a dataset."""
     total = 0

@@ -17,7 +17,9 @@ from sibra_dist.data.batches import Batches
 from sibra_dist.data.transfer import map_tensors, to_device
 from sibra_dist.data.user_batches import AnyBatch, UserBatches
 from sibra_dist.models.base import Recommender
+from sibra_dist.models.sharing import Sharer, Together, reading_together
 from sibra_dist.phases import phase
+from sibra_dist.training.placement import give_freed_memory_back
 
 
 class Part(NamedTuple):
@@ -28,8 +30,16 @@ class Part(NamedTuple):
     """What the model reads of the data for this batch"""
 
 
-class _Arriving(NamedTuple):
+class Step(NamedTuple):
+    """What a step reads."""
+
     parts: list[Part]
+    together: dict[Sharer, Together]
+    """What the parts read together, if there are several"""
+
+
+class _Arriving(NamedTuple):
+    step: Step
     ready: Any
     """torch.cuda.Event after which they are there; None: they are"""
 
@@ -48,12 +58,12 @@ class Reader:
         self._ahead = ahead
         self._stream = torch.cuda.Stream(device) if ahead and device.type == "cuda" else None
 
-    def epoch(self, epoch: int, first: int) -> Generator[list[Part], None, None]:
-        """The parts of each step of an epoch, from step number `first` on."""
+    def epoch(self, epoch: int, first: int) -> Generator[Step, None, None]:
+        """The steps of an epoch, from number `first` on."""
         steps = range(first, self._batches.steps_per_epoch)
         if not self._ahead:
             for step in steps:
-                yield self._read(epoch, step).parts
+                yield self._read(epoch, step).step
             return
         with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as thread:
             coming = [thread.submit(self._read, epoch, step) for step in steps[:1]]
@@ -66,16 +76,14 @@ class Reader:
     @torch.no_grad()
     def _read(self, epoch: int, step: int) -> _Arriving:
         with phase("batch"), torch.cuda.stream(self._stream) if self._stream else nullcontext():
-            parts = []
-            for part in range(self._parts):
-                batch = self._batches.batch(epoch, step, part)
-                read = Part(batch, self._model.read(batch))
-                if self._device.type == "cuda":
-                    read = map_tensors(read, _pinned)
-                parts.append(to_device(read, self._device))
-            return _Arriving(parts, self._stream.record_event() if self._stream else None)
+            if self._parts > 1:  # as one has to need less memory
+                give_freed_memory_back(self._device)
+            read = read_step(self._batches, self._model, epoch, step, self._parts)
+            if self._device.type == "cuda":
+                read = map_tensors(read, _pinned)
+            return _Arriving(to_device(read, self._device), self._stream.record_event() if self._stream else None)
 
-    def _arrived(self, arriving: _Arriving) -> list[Part]:
+    def _arrived(self, arriving: _Arriving) -> Step:
         """Make the computation wait for what was read on the other stream, whose memory it uses from now on."""
         if arriving.ready is not None:
             computing = torch.cuda.current_stream(self._device)
@@ -85,8 +93,16 @@ class Reader:
                 tensor.record_stream(computing)
                 return tensor
 
-            map_tensors(arriving.parts, note)
-        return arriving.parts
+            map_tensors(arriving.step, note)
+        return arriving.step
+
+
+def read_step(batches: Batches | UserBatches, model: Recommender, epoch: int, step: int, parts: int) -> Step:
+    """A step in so many parts, where the data lie."""
+    with reading_together() if parts > 1 else nullcontext() as asked:
+        made = [batches.batch(epoch, step, part) for part in range(parts)]
+        read = [Part(batch, model.read(batch)) for batch in made]
+    return Step(read, asked.read() if asked is not None else {})
 
 
 def _pinned(tensor: Tensor) -> Tensor:

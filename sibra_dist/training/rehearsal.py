@@ -27,12 +27,14 @@ from sibra_dist.evaluation.embedding import ENCODE_TILE
 from sibra_dist.models import build_model
 from sibra_dist.models.base import Recommender
 from sibra_dist.models.exchange import rehearsed
+from sibra_dist.models.sharing import summed_together
 from sibra_dist.models.tables import tables_of
 from sibra_dist.training.batching import batch_losses, make_batches
 from sibra_dist.training.config import TrainConfig
-from sibra_dist.training.optimizers import LazyAdamW
+from sibra_dist.training.optimization import Optimization
 from sibra_dist.training.placement import table_layout
 from sibra_dist.training.ranks import Ranks
+from sibra_dist.training.reading import read_step
 from sibra_dist.training.skeleton import Drawn, skeleton
 
 META = torch.device("meta")
@@ -169,27 +171,30 @@ def _rehearse_step(
     before = counted.peak = counted.live
     if data_on_device:
         _replace_parameters(model, {name: torch.zeros(1).expand(value.shape) for name, value in on_meta.items()})
-    batch = batches.batch(0, 0)
-    part = (batch, model.read(batch))
+    step = read_step(batches, model, 0, 0, training.accumulate)
     reading, read = counted.peak - before, counted.live - before
     model.train()
     with FakeTensorMode(), counted:
-        batch, inputs = map_tensors(part, _without_content)
+        step = map_tensors(step, _without_content)
         _replace_parameters(model, {name: torch.empty(value.shape) for name, value in on_meta.items()})
         _replace_buffers(model, {name: torch.empty(value.shape, dtype=value.dtype) for name, value in statistics.items()})
+        optimization = Optimization(training, model, batches.steps_per_epoch, Ranks(0, world))
+        state = sum(value.nbytes for kept in optimization.optimizer.state.values() for value in kept.values() if value.dim())
         before = counted.peak = counted.live
-        with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bfloat16"):
-            output = model.step(batch, inputs)
-        losses = batch_losses(training.loss, batch, output.scores.float())
-        for auxiliary in output.auxiliary_losses.values():
-            losses = losses + auxiliary
-        (losses * batch.weights).sum().backward()
-        computing = counted.peak - before
+        with summed_together(step.together):
+            for batch, inputs in step.parts[:2]:  # the others are as these
+                with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bfloat16"):
+                    output = model.step(batch, inputs)
+                losses = batch_losses(training.loss, batch, output.scores.float())
+                for auxiliary in output.auxiliary_losses.values():
+                    losses = losses + auxiliary
+                (losses * batch.weights).sum().backward()
+                del output, losses
         sparse = [(indices.nbytes + values.nbytes, rows / max(len(values), 1)) for rows, indices, values in counted.sparse]
         counted.sparse.clear()
-        optimizer = LazyAdamW(model.parameters(), training.learning_rate, training.weight_decay)
-        optimizer.step()
-        state = sum(value.nbytes for kept in optimizer.state.values() for value in kept.values() if value.dim())
+        if not sparse:
+            optimization.optimizer.step()
+        computing = counted.peak - before
     divided = {name for name, table in tables_of(model).items() if table.divided}
     gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
     dense = {name: gradient.nbytes for name, gradient in gradients.items() if not gradient.is_sparse}

@@ -4,6 +4,7 @@ import torch
 from sibra_dist.data.batches import stream
 from sibra_dist.models.base import SCORES
 from sibra_dist.models.branch import BatchNorm, Branch, BranchConfig, named_dropout
+from sibra_dist.models.linear import unit_length
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
@@ -70,3 +71,19 @@ def test_a_row_of_zeros_has_an_ordinary_gradient() -> None:
     for gradient in (inputs.grad, users.grad):
         assert gradient is not None
         assert gradient.abs().max() < 10
+
+
+def test_rows_of_length_1_have_the_gradient_of_the_quotient() -> None:
+    rows = torch.randn(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(unit_length, rows)
+    torch.testing.assert_close(unit_length(rows), rows / rows.norm(dim=1, keepdim=True))
+
+
+def test_a_row_of_zeros_stays_one_and_passes_its_gradient_on() -> None:
+    rows = torch.zeros(2, 3, requires_grad=True)
+    upstream = torch.tensor([[1.0, -2.0, 3.0], [0.0, 4.0, 0.0]])
+    scaled = unit_length(rows)
+    scaled.backward(upstream)
+    assert not scaled.any()
+    assert rows.grad is not None
+    assert torch.equal(rows.grad, upstream)

@@ -17,10 +17,11 @@ from sibra_dist.data.manifest import FeatureKind, FeatureSpec
 from sibra_dist.data.transfer import map_tensors
 from sibra_dist.data.user_batches import Shown
 from sibra_dist.errors import ConfigError
-from sibra_dist.models import histories
+from sibra_dist.models import bag_sums
+from sibra_dist.models.bag_sums import bag_sum
 from sibra_dist.models.encoder import Encoder, EncoderConfig
 from sibra_dist.models.encoders import build_encoder, presence
-from sibra_dist.models.histories import Entries, bag_sum
+from sibra_dist.models.histories import Entries
 from sibra_dist.models.interactions import InteractionsEncoder
 from sibra_dist.models.weighting import Weighting
 
@@ -139,7 +140,7 @@ def test_sums_and_gradient_are_those_of_dense_rows(
 
     upstream = torch.randn(len(entities), shape[1], dtype=torch.float64, generator=generator)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(histories, "SORTING_COST", 1e9 if form == "transposed" else 0.0)
+        patch.setattr(bag_sums, "SORTING_COST", 1e9 if form == "transposed" else 0.0)
         sums = encoder(entities, seed, excluded)
         sums.backward(upstream)
     torch.testing.assert_close(sums, read @ table + encoder.bias)
@@ -517,7 +518,7 @@ def test_sums_some_columns_at_a_time_have_the_same_bits(width: int, weighted: bo
     entries = Entries(columns, starts, torch.rand(4000, generator=generator) if weighted else None)
 
     def found(uncached: int) -> tuple[Tensor, Tensor]:
-        monkeypatch.setattr(histories, "UNCACHED_BYTES", uncached)
+        monkeypatch.setattr(bag_sums, "UNCACHED_BYTES", uncached)
         weight = table.clone().requires_grad_()
         sums = bag_sum(weight, entries)
         # A gradient that does not lie in rows, as that of a transposed product.

@@ -11,7 +11,8 @@ import torch.multiprocessing
 from torch import Tensor, nn
 
 from sibra_dist.models import tables
-from sibra_dist.models.histories import Bags, Entries
+from sibra_dist.models.bag_sums import Bags
+from sibra_dist.models.histories import Entries
 from sibra_dist.models.tables import Table, TableLayout, drawn, tables_held_as, tables_of
 
 WIDTH = 3

@@ -17,7 +17,7 @@ from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run, read
 from sibra_dist.training.judging import Judge
 from sibra_dist.training.loop import Trainer
 from sibra_dist.training.progress import Callbacks, Progress
-from sibra_dist.training.reading import Part
+from sibra_dist.training.reading import Part, Step
 from sibra_dist.training.run_folder import RunFolder
 from tests.planted import write_planted
 from tests.training.conftest import make_config
@@ -113,7 +113,7 @@ def test_the_loss_reads_the_labels(weighted: Path, tmp_path: Path) -> None:
     expected = ((1 - batch.labels) * scores[:, 0]).sum() / batch.total_weight / scores.shape[1]
     assert expected.abs() > 1e-3
     for trainer, labelled in ((soft, batch), (hard, relabelled)):
-        trainer._step([Part(labelled, trainer.model.read(labelled))], 0)
+        trainer._step(Step([Part(labelled, trainer.model.read(labelled))], {}), 0)
     torch.testing.assert_close(soft.losses[0] - hard.losses[0], expected, atol=1e-5, rtol=1e-3)
 
 
@@ -160,7 +160,7 @@ def test_a_step_trains_on_the_hardest_of_the_pool(weighted: Path, tmp_path: Path
 
     monkeypatch.setattr(trainer.model, "step", watched)
     batch = trainer.batches.batch(0, 0)
-    trainer._step([Part(batch, trainer.model.read(batch))], 0)
+    trainer._step(Step([Part(batch, trainer.model.read(batch))], {}), 0)
     assert [(training, items.shape[1]) for training, items in seen] == [(False, 13), (True, 5)]
     assert torch.equal(seen[0][1], batch.items)
 
@@ -223,7 +223,7 @@ def test_without_patience_all_epochs_are_trained(planted: Path, tmp_path: Path, 
 
 def test_learning_rate_follows_the_schedule(planted: Path, tmp_path: Path) -> None:
     rates: list[float] = []
-    callbacks = Callbacks(stepped=lambda *_: rates.append(trainer.optimization.optimizer.param_groups[0]["lr"]))
+    callbacks = Callbacks(stepped=lambda *_: rates.append(trainer.optimization.optimizer.learning_rate))
     settings = {"training__schedule": "cosine", "training__epochs": 2, "training__learning_rate": 0.5}
     trainer = start(tmp_path / "run", planted, callbacks, **settings)
     trainer.fit()

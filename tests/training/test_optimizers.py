@@ -6,6 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sibra_dist.models import bag_sums
+from sibra_dist.models.bag_sums import PendingGradient, bag_sum
+from sibra_dist.models.histories import Entries
+from sibra_dist.training import optimizers
 from sibra_dist.training.optimizers import LazyAdamW
 
 ROWS, WIDTH, RATE, DECAY = 6, 4, 0.05, 0.3
@@ -25,12 +29,14 @@ def rows_of(gradient: Tensor, rows: list[int]) -> Tensor:
     )
 
 
-def run(optimizer: torch.optim.Optimizer, weight: Tensor, all_gradients: list[Tensor]) -> dict[str, Any]:
+def run(optimizer: Any, weight: Tensor, all_gradients: list[Tensor]) -> dict[str, Any]:
     """The optimizer's state after steps with these gradients, at a rate that changes."""
     for number, gradient in enumerate(all_gradients):
         weight.grad = gradient
-        for group in optimizer.param_groups:
-            group["lr"] = RATE / (number + 1)
+        if isinstance(optimizer, LazyAdamW):
+            optimizer.learning_rate = RATE / (number + 1)
+        else:
+            optimizer.param_groups[0]["lr"] = RATE / (number + 1)
         optimizer.step()
         assert weight.grad is gradient
     return dict(optimizer.state[weight])
@@ -101,3 +107,37 @@ def test_a_table_without_rows_is_updated_without_complaint(dtype: torch.dtype) -
     assert state["exp_avg"].shape == (0, WIDTH)
     state = run(LazyAdamW([weight], RATE, DECAY), weight, [rows_of(torch.empty(0, WIDTH, dtype=dtype), [])])
     assert float(state["step"]) == 1
+
+
+@pytest.mark.parametrize("stretch", [1, 4, ROWS, 100])
+@pytest.mark.parametrize("own", [False, True], ids=["pending alone", "beside its own"])
+def test_pending_gradients_update_as_dense_ones_do(stretch: int, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stretch of rows at a time, of two sums and perhaps a lookup."""
+    for module in (bag_sums, optimizers):
+        monkeypatch.setattr(module, "STRETCH", stretch)
+    bags = [
+        Entries(torch.tensor([0, 2, 2, 5], dtype=torch.int32), torch.tensor([0, 1, 3])),  # sorted, of few rows
+        Entries(torch.arange(ROWS, dtype=torch.int32).repeat(2), torch.tensor([0, 4, 9])),  # of all
+    ]
+    ours, theirs = parameter(), parameter()
+    pending: list[PendingGradient] = []
+    optimizer, reference = LazyAdamW([ours], RATE, DECAY, {ours: pending}), LazyAdamW([theirs], RATE, DECAY)
+    for upstream in torch.randn(3, 3, WIDTH, generator=torch.Generator().manual_seed(2)):
+        for weight, waiting in ((ours, pending), (theirs, None)):
+            weight.grad = None
+            if own:
+                (weight[3] * 2).sum().backward()
+            for entries in bags:
+                bag_sum(weight, entries, pending=waiting).backward(upstream)
+        assert len(pending) == 2
+        assert (ours.grad is not None) == own
+        assert theirs.grad is not None
+        length = theirs.grad.norm()
+        optimizer.step()
+        reference.step()
+        assert not pending
+        torch.testing.assert_close(optimizer.lengths[ours], length)
+        torch.testing.assert_close(ours, theirs)
+        for key, wanted in reference.state[theirs].items():
+            torch.testing.assert_close(optimizer.state[ours][key], wanted)
+    assert float(optimizer.state[ours]["step"]) == 3
