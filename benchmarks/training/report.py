@@ -96,7 +96,9 @@ def _extrapolated(contenders: list[Kept]) -> str:
     }
     (few, low), (many, high) = points["dense"]
     each = (high - low) / (many - few)
-    needs = [(batch, found, low + each * (batch - few)) for batch, found in points["ours"] if batch > many]
+    # Of a batch that is also computed in parts, whole comes first.
+    ours = sorted(dict(reversed(points["ours"])).items())
+    needs = [(batch, found, low + each * (batch - few)) for batch, found in ours if batch > many]
     told = ", ".join(
         f"{needed / 1024:,.0f} GiB at {batch}, of which ours is {found / needed:.3f}" for batch, found, needed in needs
     )
@@ -107,4 +109,4 @@ def _extrapolated(contenders: list[Kept]) -> str:
 
 
 def _batch(kept: Kept) -> int:
-    return int(kept["setting"].removeprefix("batch "))
+    return int(kept["setting"].split()[1])
