@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 from sibra_dist.data.dataset import Csr
-from sibra_dist.models import histories as module
+from sibra_dist.models import bag_sums as module
 from sibra_dist.models.bag_sums import SORTING_COST, Whole, bag_sum, plan_gradient
 from sibra_dist.models.histories import Entries, Histories
 

@@ -52,7 +52,7 @@ class GradientPlan(NamedTuple):
     distinct: Tensor | None = None
     """int64 [m]: the rows of the table that the sums belong to; None: all, in order."""
     boundaries: tuple[Boundary, ...] = ()
-    """of stretches of `STRETCH` rows of the table; none if its number of rows was not given"""
+    """Of stretches of `STRETCH` rows of the table; none if its number of rows was not given."""
 
 
 class Bags(NamedTuple):
@@ -134,7 +134,7 @@ def bag_sum(
     """Sums [n, h] of the rows of `table` that the entries of n rows name, each times what the entry counts.
 
     The gradient with respect to `table` is summed as `plan` says; without one it is planned in the backward pass. If it is to
-    be `sparse` it has the plan's distinct rows alone, ascending, as a coalesced sparse tensor. Given a list for what is
+    be `sparse` it has the plan's distinct rows alone, ascending, as a coalesced sparse tensor. Given an empty list for what is
     `pending`, it is not summed in the backward pass, but put there.
     """
     if not torch.is_grad_enabled():
@@ -167,7 +167,7 @@ class _BagSum(torch.autograd.Function):
 def _gradient(
     upstream: Tensor, plan: GradientPlan, sparse: bool, pending: list[PendingGradient] | None, shape: torch.Size
 ) -> Tensor | None:
-    if pending is not None:
+    if pending is not None and not pending:  # a second would keep more than the table's own does
         pending.append(PendingGradient(upstream, plan))
         return None
     sums = _sums(upstream, plan.entries, plan.scattered)

@@ -76,9 +76,10 @@ class Histories:
         entries = int(ends[-1]) if len(rows) else 0
         columns = torch.empty(entries, dtype=torch.int32, device=rows.device)
         values = None if self.values is None else torch.empty(entries, device=rows.device)
-        # Positions take six times the memory of what they find, so they are made for some rows at a time.
+        # Positions take six times the memory of what they find, so they are made for some rows at a time; a GPU would wait.
+        at_once = ROWS_AT_ONCE if rows.device.type == "cpu" else max(len(rows), 1)
         start = 0
-        for some, of_some in zip(first.split(ROWS_AT_ONCE), lengths.split(ROWS_AT_ONCE), strict=True):
+        for some, of_some in zip(first.split(at_once), lengths.split(at_once), strict=True):
             positions, _ = _positions(some, of_some)
             stop = start + len(positions)
             columns[start:stop] = at(self.rows.indices, positions)

@@ -2,7 +2,9 @@
 
 Such sums are most of a step's memory traffic, and its parts read many of the same rows. So a row that any part reads is summed
 once: each part takes what it needs of the sums and passes back what is theirs, and the gradient of the table is summed once,
-after the last part. Of everything else one part at a time is in memory.
+after the last part. The sums and what was passed back are held until then; of everything else one part at a time.
+
+A step that reads a pool of candidates to train on few of them shares nothing: rows of the others would have gradients of zero.
 
 Where a step is read, `reading_together` gathers the rows that its parts want; where it is computed, `summed_together` holds the
 sums of them.
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sibra_dist.models.bag_sums import Bags
+from sibra_dist.phases import phase
 
 
 class Sharer(Protocol):
@@ -102,14 +105,12 @@ def reading_together() -> Iterator[_Asked]:
 
 
 def wanted(sharer: Sharer, rows: Tensor) -> Wanted | None:
-    """Asks for rows int64 [n], distinct, on behalf of a part. None: it shares nothing, and reads for itself.
-
-    A part that is read again while it is computed asks for nothing new.
-    """
+    """Asks for rows int64 [n], distinct, on behalf of a part. None: parts share nothing, and each reads for itself."""
     asked = _asked.get()
-    if asked is not None:
-        asked.setdefault(sharer, []).append(rows)
-    return Wanted(rows) if asked is not None or sharer in (_held.get() or {}) else None
+    if asked is None:
+        return None
+    asked.setdefault(sharer, []).append(rows)
+    return Wanted(rows)
 
 
 @contextmanager
@@ -121,7 +122,8 @@ def summed_together(together: dict[Sharer, Together]) -> Iterator[None]:
     held = {}
     for sharer in list(together):
         rows, bags = together.pop(sharer)
-        held[sharer] = _Sums(rows, sharer.sum_together(bags))
+        with phase("encode"):
+            held[sharer] = _Sums(rows, sharer.sum_together(bags))
         del bags
     token = _held.set(held)
     try:
@@ -129,11 +131,12 @@ def summed_together(together: dict[Sharer, Together]) -> Iterator[None]:
     finally:
         _held.reset(token)
     while held:
-        held.pop(next(iter(held))).backward()
+        with phase("backward"):
+            held.pop(next(iter(held))).backward()
 
 
-def taken(sharer: Sharer, wanted: Wanted) -> Tensor:
+def taken(sharer: Sharer, read: Wanted) -> Tensor:
     """The sums [n, h] that a part wants."""
     held = _held.get()
     assert held is not None
-    return held[sharer].of(wanted.rows)
+    return held[sharer].of(read.rows)

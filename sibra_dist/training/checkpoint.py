@@ -107,7 +107,7 @@ class Checkpoint:
         saved = _with_prefix(self.tensors, "optimizer/")
         for name, parameter in model.named_parameters():
             entries = _with_prefix(saved, f"{name}/")
-            optimizer.state[parameter] = {key: value.to(parameter.device, copy=True) for key, value in entries.items()}
+            optimizer.state[parameter].update({key: value.to(parameter.device, copy=True) for key, value in entries.items()})
 
 
 def state_of(model: nn.Module, optimizer: HasState | None = None, losses: Tensor | None = None) -> dict[str, Tensor]:

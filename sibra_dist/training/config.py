@@ -54,7 +54,8 @@ class TrainingConfig(Config):
     """The gradient of a step is scaled down to this length where it is longer; null: never."""
     accumulate: Positive = 1
     """Parts that each rank computes its share of a step in, one after the other, so that activations need the memory of one.
-    Histories that several parts read are summed once. The step is what as many more ranks would make of it, but that the contrast of users sees a part at a time."""
+    Histories that several parts read are summed once. The step is what as many more ranks would make of it, but that the
+    contrast of users sees a part at a time."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """`bfloat16`: products of matrices in that type (automatic mixed precision); parameters and their sums stay float32."""
     interaction_table: Literal["replicated", "row_sharded"] = "replicated"

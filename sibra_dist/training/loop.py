@@ -102,7 +102,11 @@ class Trainer:
             if self.config.compile:
                 self.model.compile_layers()
             ahead = self.device.type == "cuda" if self.config.read_ahead is None else self.config.read_ahead
-            self.reader = Reader(self.batches, self.model, self.device, self.config.accumulate, ahead and not profile)
+            self.reader = Reader(
+                *(self.batches, self.model, self.device, self.config.accumulate),
+                together=self.config.sampler.pool is None,
+                ahead=ahead and not profile,
+            )
             self.optimization = Optimization(self.config, self.model, self.batches.steps_per_epoch, self.ranks)
             self.losses = torch.zeros(self.batches.steps_per_epoch, device=self.device)
             self._new_watch()
@@ -147,6 +151,7 @@ class Trainer:
         epoch, first = self.position.epoch, self.position.step
         self._meter.start()
         self.model.train()
+        self.optimization.clear()
         if 0 < first < self.batches.steps_per_epoch and self._is_due():
             # The checkpoint was written between this step and its evaluation.
             self._between_steps()

@@ -33,10 +33,12 @@ class Optimization:
         tables = tables_of(model)
         self._divided = [number for number, name in enumerate(self.names) if name in tables and tables[name].divided]
         pending: dict[Tensor, list[PendingGradient]] = {}
-        if self._ranks.world == 1 and config.clip_norm is None:  # else gradients are wanted before they are followed
-            for table in tables.values():
-                if not table.sparse:
-                    pending[table.weight] = table.pending = []
+        # Several ranks, and clipping, want gradients before they are followed.
+        waits = self._ranks.world == 1 and config.clip_norm is None
+        for table in tables.values():
+            table.pending = [] if waits and not table.sparse else None
+            if table.pending is not None:
+                pending[table.weight] = table.pending
         self.optimizer = LazyAdamW(self._parameters, self._highest, config.weight_decay, pending)
 
     def learning_rate(self, done: int) -> float:

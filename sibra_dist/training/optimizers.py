@@ -57,13 +57,16 @@ class LazyAdamW:
         }
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Forget the gradients, and those that are pending."""
         for parameter in self.state:
             parameter.grad = None
+        for pending in self._pending.values():
+            pending.clear()
 
     @torch.no_grad()
     def step(self) -> None:
         """Update all parameters that have a gradient, or one pending."""
+        self.lengths.clear()
         whole = []
         for parameter in self.state:
             if self._pending.get(parameter):

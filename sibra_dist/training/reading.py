@@ -48,13 +48,20 @@ class Reader:
     """Reads for the steps of a model that trains on a device."""
 
     def __init__(
-        self, batches: Batches | UserBatches, model: Recommender, device: torch.device, parts: int, ahead: bool
+        self,
+        batches: Batches | UserBatches,
+        model: Recommender,
+        device: torch.device,
+        parts: int,
+        *,
+        together: bool,
+        ahead: bool,
     ) -> None:
-        """Prepare to read, each step in so many parts, and while the step before is computed if `ahead`."""
+        """Prepare to read, each step in so many parts, `together` or each for itself; `ahead`: while the last is computed."""
         self._batches = batches
         self._model = model
         self._device = device
-        self._parts = parts
+        self._parts, self._together = parts, together
         self._ahead = ahead
         self._stream = torch.cuda.Stream(device) if ahead and device.type == "cuda" else None
 
@@ -78,7 +85,7 @@ class Reader:
         with phase("batch"), torch.cuda.stream(self._stream) if self._stream else nullcontext():
             if self._parts > 1:  # as one has to need less memory
                 give_freed_memory_back(self._device)
-            read = read_step(self._batches, self._model, epoch, step, self._parts)
+            read = read_step(self._batches, self._model, epoch, step, self._parts, together=self._together)
             if self._device.type == "cuda":
                 read = map_tensors(read, _pinned)
             return _Arriving(to_device(read, self._device), self._stream.record_event() if self._stream else None)
@@ -97,9 +104,9 @@ class Reader:
         return arriving.step
 
 
-def read_step(batches: Batches | UserBatches, model: Recommender, epoch: int, step: int, parts: int) -> Step:
-    """A step in so many parts, where the data lie."""
-    with reading_together() if parts > 1 else nullcontext() as asked:
+def read_step(batches: Batches | UserBatches, model: Recommender, epoch: int, step: int, parts: int, *, together: bool) -> Step:
+    """A step in so many parts, where the data lie, which share what they read if they read it `together`."""
+    with reading_together() if parts > 1 and together else nullcontext() as asked:
         made = [batches.batch(epoch, step, part) for part in range(parts)]
         read = [Part(batch, model.read(batch)) for batch in made]
     return Step(read, asked.read() if asked is not None else {})

@@ -171,7 +171,7 @@ def _rehearse_step(
     before = counted.peak = counted.live
     if data_on_device:
         _replace_parameters(model, {name: torch.zeros(1).expand(value.shape) for name, value in on_meta.items()})
-    step = read_step(batches, model, 0, 0, training.accumulate)
+    step = read_step(batches, model, 0, 0, training.accumulate, together=training.sampler.pool is None)
     reading, read = counted.peak - before, counted.live - before
     model.train()
     with FakeTensorMode(), counted:

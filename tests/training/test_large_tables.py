@@ -23,6 +23,7 @@ from sibra_dist.training.checkpoint import published, read_description
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.evaluation import EvaluationRequest, evaluate_run, read_evaluation
 from sibra_dist.training.loop import Trainer
+from sibra_dist.training.optimization import Optimization
 from sibra_dist.training.progress import Callbacks
 from sibra_dist.training.ranks import Ranks
 from sibra_dist.training.run_folder import RunFolder, open_run
@@ -120,6 +121,7 @@ def steps_of(values: dict[str, Any], folder: Path, after: Callable[[Trainer, int
     """Take the first steps of a training, and evaluate."""
     trainer = start(values, folder)
     trainer.model.double()
+    trainer.optimization = Optimization(trainer.config, trainer.model, trainer.batches.steps_per_epoch, trainer.ranks)
     trainer.model.train()
     norms: list[list[float]] = []
     note = trainer.watch.note

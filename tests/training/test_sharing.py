@@ -13,8 +13,10 @@ from sibra_dist.models import build_model
 from sibra_dist.models.sharing import summed_together
 from sibra_dist.models.tables import Table
 from sibra_dist.training.batching import make_batches
+from sibra_dist.training.loop import Trainer
 from sibra_dist.training.ranks import Ranks
 from sibra_dist.training.reading import read_step
+from sibra_dist.training.run_folder import RunFolder
 from tests.training.conftest import make_config
 
 
@@ -34,7 +36,7 @@ def test_each_table_is_summed_once_in_a_step_of_many_parts(
         calls[table] += 1
         return summed(table, bags)
 
-    step = read_step(batches, model, 0, 0, 4)
+    step = read_step(batches, model, 0, 0, 4, together=True)
     assert len(step.parts) == 4
     alone = [model.step(part.batch, model.read(part.batch)).scores for part in step.parts]
     monkeypatch.setattr(Table, "bag_sum", counted)
@@ -45,3 +47,11 @@ def test_each_table_is_summed_once_in_a_step_of_many_parts(
             scores.sum().backward()
     assert set(calls.values()) == {1}
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize(("pool", "shares"), [(None, True), (8, False)])
+def test_parts_of_a_pool_share_nothing(planted: Path, tmp_path: Path, pool: int | None, shares: bool) -> None:
+    """Rows of candidates that are not trained on have no gradient, and lazy updates do not touch them."""
+    config = make_config(planted, training__accumulate=2, training__sampler={"pool": pool}, training__table_updates="lazy")
+    trainer = Trainer(config, open_dataset(planted), RunFolder(tmp_path / "run"))
+    assert bool(next(trainer.reader.epoch(0, 0)).together) == shares
