@@ -68,9 +68,9 @@ class RankMemory(Config):
 
     @property
     def training(self) -> int:
-        """On the device that trains, at the most, without data: a step and an evaluation are never at one time."""
-        always = self.parameters + self.gradients + self.optimizer + self.batches + self.communication
-        return always + self.allocator + max(self.step, self.evaluation)
+        """On the device that trains, at the most, without data: a step, with its gradients, or an evaluation."""
+        always = self.parameters + self.optimizer + self.batches + self.allocator
+        return always + max(self.gradients + self.communication + self.step, self.evaluation)
 
     @property
     def gpu(self) -> int | None:
