@@ -28,6 +28,7 @@ from pathlib import Path
 
 from sibra_dist.config import validate
 from sibra_dist.data.dataset import open_dataset
+import sibra_dist.evaluation.item_groups, sibra_dist.evaluation.tallies  # before memory is limited: what evaluates needs them
 from sibra_dist.training.config import TrainConfig
 from sibra_dist.training.loop import Trainer
 from sibra_dist.training.placement import size_of
