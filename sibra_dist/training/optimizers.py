@@ -70,7 +70,7 @@ class LazyAdamW:
         whole = []
         for parameter in self.state:
             if self._pending.get(parameter):
-                self._update_by_stretches(parameter, self._pending[parameter])
+                self._update_by_stretches(parameter, self._pending[parameter].pop())
             elif parameter.grad is not None and parameter.grad.is_sparse:
                 parameter.grad = parameter.grad.coalesce()  # each row once
                 self._update_rows(parameter, parameter.grad)
@@ -102,21 +102,21 @@ class LazyAdamW:
                 eps=EPSILON,
             )
 
-    def _update_by_stretches(self, parameter: Tensor, pending: list[PendingGradient]) -> None:
+    def _update_by_stretches(self, parameter: Tensor, pending: PendingGradient) -> None:
+        """Follow a pending gradient, and the one that there is besides."""
         own = repeat(None) if parameter.grad is None else parameter.grad.split(STRETCH)
-        summed = zip(*(gradient.stretches(len(parameter)) for gradient in pending), strict=True)
         stretches = zip(*(tensor.split(STRETCH) for tensor in (parameter, *self._moments(parameter))), strict=True)
         before = self.state[parameter]["step"].clone()
         lengths = [torch.zeros((), device=parameter.device)]
-        for (weights, average, squares), gradients, added in zip(stretches, summed, own, strict=False):
-            gradient = sum(gradients[1:], gradients[0])
+        for (weights, average, squares), gradient, added in zip(
+            stretches, pending.stretches(len(parameter)), own, strict=False
+        ):
             if added is not None:
                 gradient += added
             lengths.append(gradient.norm())
             self.state[parameter]["step"] = before.clone()  # each stretch makes the same step
             self._update([(weights, gradient, average, squares, self.state[parameter]["step"])])
         self.lengths[parameter] = torch.linalg.vector_norm(torch.stack(lengths))
-        pending.clear()
 
     def _update_rows(self, parameter: Tensor, gradient: Tensor) -> None:
         state, (first, second) = self.state[parameter], BETAS

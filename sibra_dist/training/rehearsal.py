@@ -192,7 +192,7 @@ def _rehearse_step(
                 del output, losses
         sparse = [(indices.nbytes + values.nbytes, rows / max(len(values), 1)) for rows, indices, values in counted.sparse]
         counted.sparse.clear()
-        if not sparse:
+        if not sparse:  # what follows a sparse gradient is counted by `UPDATED`
             optimization.optimizer.step()
         computing = counted.peak - before
     divided = {name for name, table in tables_of(model).items() if table.divided}
